@@ -1,0 +1,28 @@
+"""SD-Dropout on scikit-learn's handwritten digits: the first run, nothing to download.
+
+Paper     the loss of Lee et al. 2022 (arXiv 2208.05642); the data set is ours, for trying things out
+Command   python train.py
+Variants  --config=configs/digits.py:ce (cross-entropy alone)
+"""
+
+from sdd_jax import config as base
+from sdd_jax.models import models
+from sdd_jax.training.schedules import schedules
+
+
+def get_config(argument: str = "sd_dropout"):
+    """``argument``: ``sd_dropout`` or ``ce``."""
+    words = base.arguments(argument, ("sd_dropout", "ce"))
+    config = base.default()
+    config.dataset.name = "digits"
+    config.augment.pad = 1
+    config.model = models.options("mlp", width=256, depth=2)
+    config.sd_dropout.weight = 0.0 if "ce" in words else 0.1
+    config.optimizer.learning_rate = 0.05
+    config.schedule = schedules.options("cosine")
+    config.batch_size = 64
+    config.duration = "60 epochs"
+    config.log_every = "10 steps"
+    config.eval_every = "10 epochs"
+    config.checkpoint_every = "10 epochs"
+    return config

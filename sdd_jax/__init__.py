@@ -1,0 +1,33 @@
+"""Self-knowledge distillation through dropout, in JAX.
+
+Importing this package loads jax and optax only, so that its losses can be used in any project. The
+program around them (models, data, training, evaluation) loads when it is imported by name.
+"""
+
+from sdd_jax.dropout import dropout, dropout_pair, dropout_samples
+from sdd_jax.losses import (
+    cross_entropy,
+    dropped_logits,
+    kl_divergence,
+    label_smoothing,
+    pairwise_symmetric_kl,
+    sd_dropout_clean_student_loss,
+    sd_dropout_loss,
+    symmetric_kl,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "cross_entropy",
+    "dropout",
+    "dropout_pair",
+    "dropout_samples",
+    "dropped_logits",
+    "kl_divergence",
+    "label_smoothing",
+    "pairwise_symmetric_kl",
+    "sd_dropout_clean_student_loss",
+    "sd_dropout_loss",
+    "symmetric_kl",
+]

@@ -1,0 +1,108 @@
+"""Configs: the fields that every recipe card shares, and what a card's argument may say."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from sdd_jax.data.engines import engines
+from sdd_jax.errors import InputError
+from sdd_jax.models import models
+from sdd_jax.objectives import objectives
+from sdd_jax.training.schedules import schedules
+
+# May differ between the runs of one workdir: they do not change what is trained.
+OPERATIONAL = (
+    "dataset.data_dir",
+    "dataset.cache_dir",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "steps_per_call",
+    "eval.batch_size",
+)
+
+
+def default() -> ConfigDict:
+    """Every field with its default. A recipe card changes what its recipe says and returns it.
+
+    ``model``, ``objective``, ``schedule`` and ``engine`` each have a name and that entry's own options;
+    assign ``models.options("resnet18", width=16)`` and its like to choose another entry.
+    """
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {
+                "name": "digits",  # "digits", "npz:PATH" or a tfds name
+                "data_dir": "",  # empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
+                "cache_dir": "",  # of decoded tfds images; empty: ~/.cache/sdd_jax
+                "num_classes": 0,  # 0: as the data says
+                "validation": 0.0,  # share cut from train
+                "mean": (),  # per channel of pixels in [0, 1]; empty: from train
+                "std": (),
+            },
+            "augment": {"pad": 0, "flip": False},  # pixels of padding before a random crop
+            "model": models.options("mlp"),
+            "objective": objectives.options("cross_entropy"),
+            "sd_dropout": {
+                "weight": 1.0,  # lambda; 0 leaves the term out
+                "rate": 0.5,  # beta
+                "random_rate": (),  # (low, high): drawn for each example, in place of rate
+                "temperature": 3.0,  # T; the term is scaled by T^2
+                "num_samples": 2,  # masks; the term is the mean over their pairs
+                "gradient": "both",  # or "forward" (the authors' detach), "reverse"
+                "exclusive": False,  # disjoint masks
+            },
+            "optimizer": {
+                "learning_rate": 0.1,
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 1e-4,  # on all parameters
+            },
+            "schedule": schedules.options("cosine"),
+            "batch_size": 128,  # of all devices together
+            "duration": "10 epochs",  # this and what follows: "N steps" or "N epochs"
+            "log_every": "50 steps",
+            "eval_every": "1 epochs",
+            "checkpoint_every": "1 epochs",
+            "keep_checkpoints": 3,  # the latest; with a validation split also the best
+            "engine": engines.options("resident"),
+            "steps_per_call": 0,  # steps in one dispatch; 0: 1 on CPU, 100 elsewhere
+            "eval": {"batch_size": 1000},
+        }
+    )
+
+
+def arguments(argument: str, allowed: Sequence[str]) -> set[str]:
+    """The words of ``--config=CARD.py:WORD,WORD``.
+
+    Raises:
+      InputError: a word that is not allowed.
+    """
+    words = {word for word in argument.split(",") if word}
+    unknown = sorted(words - set(allowed))
+    if unknown:
+        raise InputError(
+            f"--config=CARD.py:ARGUMENT: must be of {', '.join(allowed)}, got {unknown[0]!r}"
+        )
+    return words
+
+
+def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
+    """The fields, operational ones aside, in which two configs differ: ``"FIELD: A, B"``."""
+    a, b = _flat(ours), _flat(theirs)
+    return [
+        f"config.{field}: {a.get(field)!r} now, {b.get(field)!r} there"
+        for field in sorted(a.keys() | b.keys())
+        if field not in OPERATIONAL and a.get(field) != b.get(field)
+    ]
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

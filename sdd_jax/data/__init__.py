@@ -1,0 +1,5 @@
+"""Data: sources give arrays, samplers choose examples, engines bring batches to the device."""
+
+from sdd_jax.data.dataset import Dataset, Split, load
+
+__all__ = ["Dataset", "Split", "load"]

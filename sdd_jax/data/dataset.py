@@ -1,0 +1,142 @@
+"""A data set in memory, checked."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sdd_jax.data.sources import sources
+from sdd_jax.errors import InputError, check
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images ``[N, H, W, C]`` uint8 and labels ``[N]`` int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> "Split":
+        """The examples at ``index``."""
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """An image-classification data set.
+
+    Attributes:
+      name: as in the config.
+      num_classes: K; labels are in [0, K).
+      splits: "train", "test" and, if the config cuts one from train, "validation".
+      mean: per channel, of pixels in [0, 1].
+      std: likewise.
+    """
+
+    name: str
+    num_classes: int
+    splits: Mapping[str, Split]
+    mean: np.ndarray
+    std: np.ndarray
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(H, W, C)``."""
+        return self.splits["train"].images.shape[1:]
+
+
+def load(options: Mapping[str, Any]) -> Dataset:
+    """Loads the data set that a config names and checks it.
+
+    Args:
+      options: ``config.dataset``: ``name`` ("digits", "npz:PATH" or a tfds name), ``data_dir``,
+        ``cache_dir``, ``num_classes`` (0: from the data), ``validation`` (share of train),
+        ``mean`` and ``std`` (empty: computed from train).
+
+    Raises:
+      InputError: the data set is unknown, absent, empty, or its arrays are not what they must be.
+    """
+    name = options["name"]
+    share = options["validation"]
+    check(0 <= share < 1, "config.dataset.validation", share, "in [0, 1)")
+    source, _, argument = name.partition(":")
+    if source not in sources.names():
+        source, argument = "tfds", name
+    arrays, num_classes = sources.get(source)(
+        argument, data_dir=options["data_dir"], cache_dir=options["cache_dir"]
+    )
+    num_classes = options["num_classes"] or num_classes
+    splits = {}
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        splits[split] = _checked(f"dataset {name}, {split}", images, labels, num_classes)
+    train_shape, test_shape = (splits[s].images.shape[1:] for s in ("train", "test"))
+    if train_shape != test_shape:
+        raise InputError(
+            f"dataset {name}: images must have one size, got {train_shape} in train and "
+            f"{test_shape} in test"
+        )
+    if share:
+        splits["train"], splits["validation"] = _cut(splits["train"], share)
+    return Dataset(name, num_classes, splits, *_normalisation(options, splits["train"].images))
+
+
+def _checked(what: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Split:
+    """The split, if rank, dtype and range are right; grey images without a channel axis get one."""
+    if images.ndim == 3:
+        images = images[..., None]
+    check(images.ndim == 4, f"{what}: images", images.shape, "[N, H, W, C] or [N, H, W]")
+    check(images.dtype == np.uint8, f"{what}: images", str(images.dtype), "uint8")
+    check(len(images) > 0, f"{what}: images", images.shape, "at least one image")
+    check(images.shape[-1] in (1, 3), f"{what}: images", images.shape, "of 1 or 3 channels")
+    check(
+        labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer),
+        f"{what}: labels",
+        f"{labels.dtype} {labels.shape}",
+        "integers [N]",
+    )
+    check(len(labels) == len(images), f"{what}: labels", len(labels), f"{len(images)}, as the images")
+    low, high = int(labels.min()), int(labels.max())
+    check(
+        low >= 0 and high < num_classes,
+        f"{what}: labels",
+        low if low < 0 else high,
+        f"in [0, {num_classes})",
+    )
+    return Split(images, labels.astype(np.int32))
+
+
+def _cut(train: Split, share: float) -> tuple[Split, Split]:
+    """Train and validation, stratified by class; the same cut whatever the seed of the run."""
+    rng = np.random.default_rng(0)
+    held_out = []
+    for label in np.unique(train.labels):
+        members = rng.permutation(np.flatnonzero(train.labels == label))
+        held_out.append(members[: round(share * len(members))])
+    mask = np.zeros(len(train), bool)
+    mask[np.concatenate(held_out)] = True
+    check(0 < mask.sum() < len(train), "config.dataset.validation", share, "a share that leaves both splits an image")
+    return train.take(np.flatnonzero(~mask)), train.take(np.flatnonzero(mask))
+
+
+def _normalisation(options: Mapping[str, Any], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per-channel mean and standard deviation, of the config or else of the training images."""
+    channels = images.shape[-1]
+    given = {key: np.asarray(options[key], np.float32) for key in ("mean", "std")}
+    for key, value in given.items():
+        check(
+            len(value) in (0, channels), f"config.dataset.{key}", options[key], f"empty or {channels} numbers"
+        )
+    check(bool(np.all(given["std"] > 0)), "config.dataset.std", options["std"], "greater than 0")
+    # From the histogram: exact, and no floating-point copy of the images.
+    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)])
+    shares, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
+    mean = shares @ levels
+    variance = shares @ levels**2 - mean**2
+    mean = given["mean"] if len(given["mean"]) else mean
+    std = given["std"] if len(given["std"]) else np.sqrt(np.maximum(variance, 1e-6))
+    return mean.astype(np.float32), std.astype(np.float32)

@@ -1,0 +1,5 @@
+"""Evaluation of a network: metrics, and the checks that compute them on a data set."""
+
+from sdd_jax.evaluation.evaluate import Evaluation, Predictor, evaluate
+
+__all__ = ["Evaluation", "Predictor", "evaluate"]

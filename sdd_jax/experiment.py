@@ -1,0 +1,123 @@
+"""From a config to its parts: everything that can be wrong with the input is found here.
+
+Nothing is compiled yet.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from sdd_jax import data, models, objectives
+from sdd_jax.data import augment
+from sdd_jax.data.engines import Engine, engines
+from sdd_jax.errors import check
+from sdd_jax.training import durations
+from sdd_jax.training.optimizer import sgd
+from sdd_jax.training.schedules import schedules
+from sdd_jax.training.step import AXIS
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What an evaluation needs of a config: the data and the network."""
+
+    config: ConfigDict
+    dataset: data.Dataset
+    model: nn.Module
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """uint8 images to the network's input, by the data set's mean and standard deviation."""
+        return augment.normalise(images, self.dataset.mean, self.dataset.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Subject):
+    """What a training run needs of a config."""
+
+    engine: Engine
+    objective: objectives.Objective
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    total_steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    steps_per_call: int
+
+    def prepare(self, keys: jax.Array, images: jax.Array) -> jax.Array:
+        """uint8 images to augmented and normalised ones, by one key each."""
+        options = self.config.augment
+        augmented = augment.augment(keys, images, pad=options.pad, flip=options.flip)
+        return self.normalise(augmented)
+
+
+def load_subject(config: ConfigDict) -> Subject:
+    """Loads the data and builds the network.
+
+    Raises:
+      InputError: the config cannot be used.
+    """
+    check(config.eval.batch_size >= 1, "config.eval.batch_size", config.eval.batch_size, "at least 1")
+    models.models.get(config.model.name)  # a wrong name is said before the data is read
+    dataset = data.load(config.dataset)
+    model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
+    images = jnp.zeros((1, *dataset.image_shape))
+    jax.eval_shape(lambda: model.init(jax.random.key(0), images))  # does the network take the images?
+    return Subject(config, dataset, model)
+
+
+def load_experiment(config: ConfigDict) -> Experiment:
+    """Loads the data and builds all that training needs.
+
+    Raises:
+      InputError: the config cannot be used.
+    """
+    batch_size, devices = config.batch_size, jax.device_count()
+    check(config.seed >= 0, "config.seed", config.seed, "0 or more")
+    check(batch_size >= 1, "config.batch_size", batch_size, "at least 1")
+    check(batch_size % devices == 0, "config.batch_size", batch_size, f"a multiple of the {devices} devices")
+    check(config.steps_per_call >= 0, "config.steps_per_call", config.steps_per_call, "0 or more")
+    check(config.keep_checkpoints >= 1, "config.keep_checkpoints", config.keep_checkpoints, "at least 1")
+    learning_rate = config.optimizer.learning_rate
+    check(learning_rate > 0, "config.optimizer.learning_rate", learning_rate, "greater than 0")
+    augment.check_options(config.augment)
+    objective = objectives.build(config.objective, config.sd_dropout)
+    engines.get(config.engine.name)
+    subject = load_subject(config)
+    train = subject.dataset.splits["train"]
+    check(batch_size <= len(train), "config.batch_size", batch_size, f"at most {len(train)}, the images in train")
+    engine = engines.build(
+        config.engine,
+        split=train,
+        batch_size=batch_size,
+        sampler=objective.sampler,
+        seed=config.seed,
+    )
+
+    def to_steps(field: str, duration: str, at_least: int = 1) -> int:
+        return durations.steps(f"config.{field}", duration, engine.steps_per_epoch, at_least=at_least)
+
+    total_steps = to_steps("duration", config.duration)
+    schedule: Callable = schedules.build(
+        config.schedule,
+        learning_rate=learning_rate,
+        total_steps=total_steps,
+        to_steps=lambda option, duration: to_steps(f"schedule.{option}", duration, at_least=0),
+    )
+    return Experiment(
+        **vars(subject),
+        engine=engine,
+        objective=objective,
+        schedule=schedule,
+        optimizer=sgd(config.optimizer, schedule),
+        total_steps=total_steps,
+        log_every=to_steps("log_every", config.log_every),
+        eval_every=to_steps("eval_every", config.eval_every),
+        checkpoint_every=to_steps("checkpoint_every", config.checkpoint_every),
+        steps_per_call=config.steps_per_call or (1 if jax.default_backend() == "cpu" else 100),
+    )

@@ -1,0 +1,106 @@
+"""What a network is to the rest of the program, and the parts that networks share.
+
+A network is a linen module with three methods:
+
+* ``features(images, *, train, dropout_keys)``: ``[B, H, W, C]`` to penultimate features ``[B, D]``;
+* ``head(features)``: features to logits ``[B, K]``, applicable any number of times;
+* ``__call__``: the two in a row.
+
+``train`` selects batch statistics in batch norm; ``dropout_keys`` (``[B]``, or None for no dropout)
+drive the dropout layers inside the network. The two are independent, so that Monte-Carlo dropout can
+keep batch norm in evaluation mode.
+"""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.dropout import dropout
+from sdd_jax.errors import check
+from sdd_jax.registry import Registry
+
+models = Registry("sdd_jax.models", "config.model")
+DTYPES = ("float32", "bfloat16")
+
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # Kaiming, fan-out
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(+-1/sqrt(fan_in))
+
+
+def build(options: Mapping[str, Any], *, num_classes: int, axis_name: str | None = None) -> nn.Module:
+    """Builds the network that ``options["name"]`` names.
+
+    Args:
+      options: ``config.model``: the name and the network's own options.
+      num_classes: K.
+      axis_name: the mapped axis over which batch norm synchronises while training.
+
+    Raises:
+      InputError: unknown name, option or value.
+    """
+    width, dtype = options.get("width", 1), options.get("dtype", "float32")
+    check(width >= 1, "config.model.width", width, "at least 1")
+    check(dtype in DTYPES, "config.model.dtype", dtype, f"one of {', '.join(DTYPES)}")
+    rate = options.get("dropout_rate", 0.0)
+    check(0 <= rate < 1, "config.model.dropout_rate", rate, "in [0, 1)")
+    return models.build(options, num_classes=num_classes, axis_name=axis_name)
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head.
+
+    Features leave the backbone, and logits the head, in float32 also when the backbone computes in
+    bfloat16: the divergence between two nearby posteriors would drown in bfloat16's rounding.
+
+    Attributes:
+      backbone: module ``(images, *, train, dropout_keys) -> features [B, D]``.
+      num_classes: K.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+
+    def setup(self):
+        """Creates the linear head."""
+        self.classifier = nn.Dense(self.num_classes, kernel_init=dense_init)
+
+    def features(
+        self, images: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Penultimate features ``[B, D]`` of ``images`` ``[B, H, W, C]``."""
+        features = self.backbone(images, train=train, dropout_keys=dropout_keys)
+        return features.astype(jnp.float32)
+
+    def head(self, features: jax.Array) -> jax.Array:
+        """Logits ``[B, K]`` of ``features`` ``[B, D]``."""
+        return self.classifier(features)
+
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits ``[B, K]`` of ``images`` ``[B, H, W, C]``."""
+        return self.head(self.features(images, train=train, dropout_keys=dropout_keys))
+
+
+class Dropout(nn.Module):
+    """Dropout inside a network, by one key per example.
+
+    linen's own layer draws one mask for the batch that the device holds, so its masks depend on the
+    number of devices. Here each layer folds its path in the network into the examples' keys.
+
+    Attributes:
+      rate: probability of a zero, in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Drops elements of ``x`` ``[B, ...]`` by ``keys`` ``[B]``; without keys, returns ``x``."""
+        if keys is None or self.rate == 0:
+            return x
+        layer = zlib.crc32("/".join(self.path).encode())
+        return dropout(jax.vmap(jax.random.fold_in, (0, None))(keys, layer), x, rate=self.rate)

@@ -1,0 +1,42 @@
+"""LeNet-5, in the form of its Caffe version, which Dropout Distillation uses."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.errors import check
+from sdd_jax.models.base import Classifier, Dropout, conv_init, models
+
+
+@models.register("lenet")
+def lenet(
+    *, num_classes: int, width: int = 20, dropout_rate: float = 0.0, dtype: str = "float32"
+) -> Classifier:
+    """Two 5x5 convolutions with pooling and one hidden layer, with dropout after the last.
+
+    ``width`` is the number of channels of the first convolution; at 20 the layers are 20, 50, 500.
+    """
+    return Classifier(LeNet(width, dropout_rate, jnp.dtype(dtype)), num_classes)
+
+
+class LeNet(nn.Module):
+    """The backbone: images of at least 16x16 pixels to ``[B, 25 * width]``."""
+
+    width: int
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
+        """Features ``[B, 25 * width]``."""
+        size = images.shape[1:3]
+        check(min(size) >= 16, "config.dataset", "x".join(map(str, size)), "16x16 pixels or more for lenet")
+        x = images
+        for channels in (self.width, self.width * 5 // 2):
+            x = nn.Conv(
+                channels, (5, 5), padding="VALID", dtype=self.dtype, kernel_init=conv_init
+            )(x)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(25 * self.width, dtype=self.dtype, kernel_init=conv_init)(x))
+        return Dropout(self.dropout_rate)(x, dropout_keys)

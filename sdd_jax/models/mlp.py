@@ -1,0 +1,38 @@
+"""Multi-layer perceptron."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.models.base import Classifier, Dropout, conv_init, models
+
+
+@models.register("mlp")
+def mlp(
+    *,
+    num_classes: int,
+    width: int = 128,
+    depth: int = 2,
+    dropout_rate: float = 0.0,
+    dtype: str = "float32",
+) -> Classifier:
+    """``depth`` fully connected layers of ``width`` units with ReLU, then the head."""
+    return Classifier(MLP(width, depth, dropout_rate, jnp.dtype(dtype)), num_classes)
+
+
+class MLP(nn.Module):
+    """The backbone: flattened pixels to ``[B, width]``, dropout after each layer."""
+
+    width: int
+    depth: int
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
+        """Features ``[B, width]``."""
+        x = images.reshape(images.shape[0], -1)
+        for _ in range(self.depth):
+            x = nn.relu(nn.Dense(self.width, dtype=self.dtype, kernel_init=conv_init)(x))
+            x = Dropout(self.dropout_rate)(x, dropout_keys)
+        return x

@@ -1,0 +1,135 @@
+"""Residual networks, in the form for CIFAR (3x3 stem, no pooling) and for ImageNet.
+
+He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2016; bottleneck blocks have
+their stride on the 3x3 convolution, as the published parameter counts and torchvision do.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.errors import check
+from sdd_jax.models.base import Classifier, conv_init, models
+
+STEMS = ("cifar", "imagenet")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    width: int
+    stride: int
+    conv: Callable
+    norm: Callable
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, H, W, C]`` to ``[B, H/stride, W/stride, width]``."""
+        y = nn.relu(self.norm()(self.conv(self.width, 3, self.stride)(x)))
+        y = self.norm()(self.conv(self.width, 3)(y))
+        return nn.relu(y + shortcut(self, x, y.shape))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut."""
+
+    width: int
+    stride: int
+    conv: Callable
+    norm: Callable
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, H, W, C]`` to ``[B, H/stride, W/stride, 4 * width]``."""
+        y = nn.relu(self.norm()(self.conv(self.width, 1)(x)))
+        y = nn.relu(self.norm()(self.conv(self.width, 3, self.stride)(y)))
+        y = self.norm()(self.conv(self.width * self.expansion, 1)(y))
+        return nn.relu(y + shortcut(self, x, y.shape))
+
+
+def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """``x`` itself, or projected by a 1x1 convolution where the block changes its shape."""
+    if x.shape == tuple(shape):
+        return x
+    return block.norm(name="shortcut_norm")(
+        block.conv(shape[-1], 1, block.stride, name="shortcut_conv")(x)
+    )
+
+
+class ResNet(nn.Module):
+    """The backbone: stem, four stages, global average pooling."""
+
+    block: type[nn.Module]
+    stages: Sequence[int]
+    width: int
+    stem: str
+    axis_name: str | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
+        """Features ``[B, 8 * width * expansion]``."""
+        conv = partial(convolution, dtype=self.dtype)
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        if self.stem == "cifar":
+            x = nn.relu(norm(name="stem_norm")(conv(self.width, 3, name="stem_conv")(images)))
+        else:
+            x = nn.relu(norm(name="stem_norm")(conv(self.width, 7, 2, name="stem_conv")(images)))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for i, blocks in enumerate(self.stages):
+            for j in range(blocks):
+                x = self.block(
+                    width=self.width * 2**i,
+                    stride=2 if i > 0 and j == 0 else 1,
+                    conv=conv,
+                    norm=norm,
+                    name=f"stage{i + 1}_block{j + 1}",
+                )(x)
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def convolution(channels: int, size: int, stride: int = 1, **options) -> nn.Conv:
+    """A convolution without bias whose padding does not depend on the size of the input."""
+    return nn.Conv(
+        channels,
+        (size, size),
+        strides=(stride, stride),
+        padding=size // 2,
+        use_bias=False,
+        kernel_init=conv_init,
+        **options,
+    )
+
+
+def _register(name: str, block: type[nn.Module], stages: Sequence[int]) -> None:
+    @models.register(name)
+    def resnet(
+        *,
+        num_classes: int,
+        axis_name: str | None,
+        width: int = 64,
+        stem: str = "cifar",
+        dtype: str = "float32",
+    ) -> Classifier:
+        check(stem in STEMS, "config.model.stem", stem, f"one of {', '.join(STEMS)}")
+        backbone = ResNet(block, tuple(stages), width, stem, axis_name, jnp.dtype(dtype))
+        return Classifier(backbone, num_classes)
+
+
+_register("resnet18", BasicBlock, (2, 2, 2, 2))
+_register("resnet34", BasicBlock, (3, 4, 6, 3))
+_register("resnet50", Bottleneck, (3, 4, 6, 3))
+_register("resnet101", Bottleneck, (3, 4, 23, 3))
+_register("resnet152", Bottleneck, (3, 8, 36, 3))

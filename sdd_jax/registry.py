@@ -1,0 +1,100 @@
+"""One seam for everything that a config chooses by name.
+
+A registry belongs to a package. A module in that package adds an entry by decorating a function::
+
+    @models.register("my_net")
+    def my_net(*, num_classes, width=64):
+        ...
+
+The module is found by being there; nobody else's file changes. (A user's own file registers the same
+way, from anywhere.) The function's keyword arguments with a default are the options a config may set.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sdd_jax.errors import InputError
+
+
+class Registry:
+    """Functions by name, with their options checked against their signatures.
+
+    Args:
+      package: dotted name of the package whose modules hold the entries.
+      field: the config field that chooses an entry, for messages, e.g. ``config.model``.
+    """
+
+    def __init__(self, package: str, field: str):
+        self._package, self._field = package, field
+        self._entries: dict[str, Callable] = {}
+        self._complete = False
+
+    def register(self, name: str) -> Callable[[Callable], Callable]:
+        """Decorator: makes the function known as ``name``."""
+
+        def add(function: Callable) -> Callable:
+            if name in self._entries:
+                raise ValueError(f"{self._field}.name: {name!r} is registered twice")
+            self._entries[name] = function
+            return function
+
+        return add
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        if not self._complete:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+            self._complete = True
+        return sorted(self._entries)
+
+    def get(self, name: str) -> Callable:
+        """The function registered as ``name``.
+
+        Raises:
+          InputError: no such name.
+        """
+        if name not in self.names():
+            raise InputError(
+                f"{self._field}.name: must be one of {', '.join(self.names())}, got {name!r}"
+            )
+        return self._entries[name]
+
+    def options(self, name: str, **overrides: Any) -> dict[str, Any]:
+        """``{"name": name, option: default, ...}``, ready for a config, with some values replaced."""
+        options = {
+            key: parameter.default
+            for key, parameter in inspect.signature(self.get(name)).parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        self._check_known(name, overrides, options)
+        return {"name": name} | options | overrides
+
+    def build(self, options: Mapping[str, Any], **context: Any) -> Any:
+        """Calls the function that ``options["name"]`` names.
+
+        Args:
+          options: ``name`` and any of the function's options.
+          **context: what the program provides; those that the function has a parameter for are passed.
+
+        Raises:
+          InputError: unknown name, or an option that the function does not have.
+        """
+        options = dict(options)
+        name = options.pop("name")
+        function = self.get(name)
+        parameters = inspect.signature(function).parameters
+        self._check_known(name, options, self.options(name))
+        return function(**options, **{k: v for k, v in context.items() if k in parameters})
+
+    def _check_known(self, name: str, given: Mapping, known: Mapping) -> None:
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            takes = ", ".join(sorted(set(known) - {"name"})) or "no options"
+            raise InputError(
+                f"{self._field}.{unknown[0]}: {name!r} has no such option; it takes {takes}"
+            )

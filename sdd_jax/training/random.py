@@ -1,0 +1,27 @@
+"""Randomness: seed -> named stream -> step -> place of the example in the global batch.
+
+So what happens to an example does not depend on how many devices share the batch, nor on what other
+streams draw.
+"""
+
+import zlib
+
+import jax
+
+
+def stream_key(seed: int, stream: str) -> jax.Array:
+    """The key of a named stream."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+
+
+def example_keys(seed: int, stream: str, step: jax.Array, position: jax.Array) -> jax.Array:
+    """One key per example, ``[B]``, of a stream at a step.
+
+    Args:
+      seed: the run's seed.
+      stream: name of the stream.
+      step: scalar int32.
+      position: ``[B]`` int32, places in the global batch.
+    """
+    of_step = jax.random.fold_in(stream_key(seed, stream), step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(of_step, position)
