@@ -1,27 +1,30 @@
 """The command lines of ``train.py`` and ``eval.py``."""
 
 import json
+import logging
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
 
-from sdd_jax.errors import InputError
+from sdd_jax.errors import InputError, check
 
-DEFAULT_CONFIG = "configs/digits.py"
+DEFAULT_CARD = "configs/digits.py"
 
 
 def train() -> None:
     """Runs ``train.py``; exits 0 only when training is done."""
-    here = pathlib.Path(sys.argv[0]).resolve().parent
-    default = pathlib.Path(DEFAULT_CONFIG)
-    card = config_flags.DEFINE_config_file(
-        "config", str(default if default.is_file() else here / default), "Recipe card; :ARGUMENT after it."
-    )
+    # No default in the flag itself: overrides meant for another card would be tried on it.
+    card = config_flags.DEFINE_config_file("config", None, "Recipe card; :ARGUMENT after it.")
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run; by default runs/CARD.")
     _define_distributed()
+    if not any(re.match("--?config(=|$)", argument) for argument in sys.argv):
+        here = pathlib.Path(sys.argv[0]).resolve().parent
+        sys.argv.insert(1, f"--config={here / DEFAULT_CARD}")
 
     def main() -> None:
         from sdd_jax.training.loop import train_and_evaluate
@@ -34,7 +37,7 @@ def train() -> None:
 
 def evaluate() -> None:
     """Runs ``eval.py``: prints the checks' figures and writes ``DIR/eval/metrics.json``."""
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    workdir = flags.DEFINE_string("workdir", "", "Folder of the run.")
     names = flags.DEFINE_list("checks", ["accuracy", "calibration"], "Which checks to run.")
     which = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
     data_dir = flags.DEFINE_string("data_dir", None, "In place of the run's config.dataset.data_dir.")
@@ -43,6 +46,7 @@ def evaluate() -> None:
     def main() -> None:
         from sdd_jax.evaluation.run import evaluate_workdir
 
+        check(bool(workdir.value), "--workdir", workdir.value, "the folder of a run")
         result = evaluate_workdir(
             workdir.value, names.value, checkpoint=which.value, data_dir=data_dir.value
         )
@@ -76,16 +80,11 @@ def _run_name(card: str) -> str:
 def _run(main: Callable[[], None]) -> None:
     """Parses the flags and runs ``main``; what the user can mend is said in one line."""
 
-    def parse(argv):
-        try:
-            return app.parse_flags_with_usage(argv)
-        except (InputError, AttributeError, TypeError, ValueError, OSError) as error:
-            _fail(2, error)
-
     def guarded(argv):
         if len(argv) > 1:
             _fail(2, f"unexpected argument {argv[1]!r}; flags begin with --")
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every detail of every save
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells every detail of every save
+        logging.getLogger("sdd_jax").setLevel(logging.WARNING)
         _initialize_distributed()
         from sdd_jax.training.loop import Interrupted, NonFiniteLossError
 
@@ -99,7 +98,49 @@ def _run(main: Callable[[], None]) -> None:
             print(stop, file=sys.stderr)
             sys.exit(143)
 
-    app.run(guarded, flags_parser=parse)
+    for flag in flags.FLAGS.get_flags_for_module(__name__):  # so that --help shows them
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags from the command line; a wrong one ends the program with one line."""
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        # ml_collections hands on a card's own error as the text of its traceback.
+        _, of_ours, message = str(error).partition(f"{InputError.__name__}: ")
+        _fail(2, message.partition("\n")[0] if of_ours else error)
+    except (AttributeError, KeyError, TypeError):
+        message = _unknown_override(argv)
+        if message is None:
+            raise  # a fault inside the card: its author needs the traceback
+        _fail(2, message)
+    if "config" in flags.FLAGS:
+        path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+        if not pathlib.Path(path).is_file():
+            _fail(2, f"--config: must be a recipe card, there is no file {path!r}")
+    return rest
+
+
+def _unknown_override(argv: list[str]) -> str | None:
+    """Which ``--config.A.B`` of the command line names no field of the card."""
+    flag = flags.FLAGS["config"]
+    cards = [a.partition("=")[2] for a in argv if re.match("--?config=", a)]
+    if not cards:
+        return None
+    card = flag.parser.parse(cards[-1])
+    for argument in argv:
+        name = argument.lstrip("-").partition("=")[0]
+        config, path = card, name.split(".")
+        if path[0] != "config" or not argument.startswith("-"):
+            continue
+        for depth, key in enumerate(path[1:], start=1):
+            if not isinstance(config, ConfigDict) or key not in config:
+                fields = ", ".join(config) if isinstance(config, ConfigDict) else "no fields"
+                return f"{name}: there is no such field; {'.'.join(path[:depth])} has {fields}"
+            config = config[key]
+    return None
 
 
 def _fail(status: int, error: object) -> None:

@@ -10,6 +10,9 @@ from sdd_jax.models import models
 from sdd_jax.objectives import objectives
 from sdd_jax.training.schedules import schedules
 
+# The sections that choose an entry of a registry.
+NAMED = {"model": models, "objective": objectives, "schedule": schedules, "engine": engines}
+
 # May differ between the runs of one workdir: they do not change what is trained.
 OPERATIONAL = (
     "dataset.data_dir",
@@ -71,6 +74,19 @@ def default() -> ConfigDict:
             "eval": {"batch_size": 1000},
         }
     )
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """A copy in which every named entry has all its options: what the run is recorded as.
+
+    Raises:
+      InputError: an unknown name, or an option that the entry does not have.
+    """
+    config = ConfigDict(config.to_dict())
+    for section, registry in NAMED.items():
+        given = config[section].to_dict()
+        config[section] = registry.options(given.pop("name", None), **given)
+    return config
 
 
 def arguments(argument: str, allowed: Sequence[str]) -> set[str]:

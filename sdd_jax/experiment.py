@@ -13,6 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from sdd_jax import data, models, objectives
+from sdd_jax.config import complete
 from sdd_jax.data import augment
 from sdd_jax.data.engines import Engine, engines
 from sdd_jax.errors import check
@@ -63,7 +64,6 @@ def load_subject(config: ConfigDict) -> Subject:
       InputError: the config cannot be used.
     """
     check(config.eval.batch_size >= 1, "config.eval.batch_size", config.eval.batch_size, "at least 1")
-    models.models.get(config.model.name)  # a wrong name is said before the data is read
     dataset = data.load(config.dataset)
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
     images = jnp.zeros((1, *dataset.image_shape))
@@ -77,6 +77,7 @@ def load_experiment(config: ConfigDict) -> Experiment:
     Raises:
       InputError: the config cannot be used.
     """
+    config = complete(config)
     batch_size, devices = config.batch_size, jax.device_count()
     check(config.seed >= 0, "config.seed", config.seed, "0 or more")
     check(batch_size >= 1, "config.batch_size", batch_size, "at least 1")
@@ -87,7 +88,6 @@ def load_experiment(config: ConfigDict) -> Experiment:
     check(learning_rate > 0, "config.optimizer.learning_rate", learning_rate, "greater than 0")
     augment.check_options(config.augment)
     objective = objectives.build(config.objective, config.sd_dropout)
-    engines.get(config.engine.name)
     subject = load_subject(config)
     train = subject.dataset.splits["train"]
     check(batch_size <= len(train), "config.batch_size", batch_size, f"at most {len(train)}, the images in train")

@@ -85,7 +85,7 @@ class Registry:
           InputError: unknown name, or an option that the function does not have.
         """
         options = dict(options)
-        name = options.pop("name")
+        name = options.pop("name", None)
         function = self.get(name)
         parameters = inspect.signature(function).parameters
         self._check_known(name, options, self.options(name))
@@ -96,5 +96,6 @@ class Registry:
         if unknown:
             takes = ", ".join(sorted(set(known) - {"name"})) or "no options"
             raise InputError(
-                f"{self._field}.{unknown[0]}: {name!r} has no such option; it takes {takes}"
+                f"{self._field}.{unknown[0]}: {name!r} has no such option, it takes {takes}; to "
+                f"replace all options at once: --{self._field}=\"{{'name': '{name}'}}\""
             )

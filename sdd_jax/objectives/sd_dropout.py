@@ -118,6 +118,6 @@ def _diagnostics(logits: list[jax.Array]) -> dict[str, jax.Array]:
         (a == b).astype(jnp.float32) for i, a in enumerate(classes) for b in classes[i + 1 :]
     ]
     return {
-        "sd_dropout_entropy": sum(losses.entropy(z) for z in logits) / len(logits),
-        "sd_dropout_agreement": sum(pairs) / len(pairs),
+        "sd_dropout/entropy": sum(losses.entropy(z) for z in logits) / len(logits),
+        "sd_dropout/agreement": sum(pairs) / len(pairs),
     }

@@ -15,6 +15,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from sdd_jax.errors import InputError
+_logger = logging.getLogger(__name__)
+
 
 class Checkpoints:
     """The checkpoints of a workdir: the latest few, and the best on the validation split.
@@ -99,7 +101,7 @@ class Checkpoints:
                 return self._restore(step, like)
             except Exception as error:  # whatever the file format's reader makes of damaged files
                 reason = str(error).partition("\n")[0][:200]
-                logging.warning(
+                _logger.warning(
                     "checkpoint %s/%d is damaged (%s: %s); falling back to the one before",
                     self._directory, step, type(error).__name__, reason,
                 )  # fmt: skip

@@ -51,6 +51,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     """
     # -------------------------------------------------------------- experiment and workdir
     experiment = load_experiment(config)
+    config = experiment.config
     folder = open_workdir(workdir, config)
     dataset, engine, total = experiment.dataset, experiment.engine, experiment.total_steps
 

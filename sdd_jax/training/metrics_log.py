@@ -47,9 +47,10 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.say(f"step {step}/{self._total}  epoch {line['epoch']:g}  {text}")
         self._bar.update(step - self._bar.n)
+        self._bar.set_postfix_str(f"loss {values['train/loss']:.4g}" if "train/loss" in values else "")
+        if self._bar.disable or any(name in values for name in ("eval/nll", "validation/nll")):
+            self.say(f"step {step}/{self._total}  epoch {line['epoch']:g}  {_brief(values)}")
 
     def say(self, message: str) -> None:
         """A line for the person who watches."""
@@ -63,6 +64,16 @@ class MetricsLog:
         if self._first_process:
             self._file.close()
             self._tensorboard.close()
+
+
+def _brief(values: dict[str, float]) -> str:
+    """What a person wants to see pass by; the rest is in the file."""
+    shown = {name.removeprefix("train/"): value for name, value in values.items()}
+    speed = shown.pop("images_per_second", None)
+    for hidden in [n for n in shown if n in ("learning_rate", "entropy") or n.count("/") and not n.startswith(("eval/", "validation/"))]:
+        del shown[hidden]
+    text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    return text + (f"  {speed:,.0f} images/s" if speed else "")
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from sdd_jax.config import differences
+from sdd_jax.config import complete, differences
 from sdd_jax.errors import InputError
 
 PACKAGES = ("sdd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -26,7 +26,7 @@ def open_workdir(path: str, config: ConfigDict) -> pathlib.Path:
     workdir = pathlib.Path(path).expanduser().absolute()
     record = workdir / "config.json"
     if record.is_file():
-        different = differences(config, read_config(workdir))
+        different = differences(config, complete(read_config(workdir)))
         if different:
             raise InputError(
                 f"--workdir: {workdir} holds a run with another config ({'; '.join(different)}); "

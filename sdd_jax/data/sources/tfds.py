@@ -17,6 +17,7 @@ import numpy as np
 from sdd_jax.data.sources import sources
 from sdd_jax.errors import InputError
 
+_logger = logging.getLogger(__name__)
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -108,7 +109,7 @@ def _read_cache(cache: pathlib.Path) -> tuple[dict[str, np.ndarray], int] | None
         arrays = {name: np.load(cache / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
         return arrays, json.loads((cache / "num_classes.json").read_text())
     except (OSError, ValueError, EOFError) as error:
-        logging.warning("%s is damaged (%s); decoding the data set again", cache, error)
+        _logger.warning("%s is damaged (%s); decoding the data set again", cache, error)
         return None
 
 
@@ -123,4 +124,4 @@ def _write_cache(cache: pathlib.Path, arrays: dict[str, np.ndarray], num_classes
         shutil.rmtree(cache, ignore_errors=True)
         partial.rename(cache)
     except OSError as error:
-        logging.warning("could not cache the decoded images in %s: %s", cache, error)
+        _logger.warning("could not cache the decoded images in %s: %s", cache, error)

@@ -1,0 +1,109 @@
+"""The registry: entries found by being there, their options checked against their signatures."""
+
+import pytest
+
+from sdd_jax.errors import InputError, check
+from sdd_jax.registry import Registry
+
+ENTRY = """
+from plugins.table import entries
+
+@entries.register({name!r})
+def entry(*, provided, size=3, mode="plain"):
+    return ({name!r}, provided, size, mode)
+"""
+
+
+@pytest.fixture
+def entries(tmp_path, monkeypatch):
+    """The registry of a package with three modules: the table, and one for each of two entries."""
+    package = tmp_path / "plugins"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "table.py").write_text(
+        "from sdd_jax.registry import Registry\n"
+        "entries = Registry('plugins', 'config.plugin')\n"
+    )
+    for name in ("round", "flat"):
+        (package / f"{name}_entry.py").write_text(ENTRY.format(name=name))
+    monkeypatch.syspath_prepend(tmp_path)
+    from plugins.table import entries
+
+    yield entries
+    import sys
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "plugins"]:
+        del sys.modules[name]
+
+
+def test_modules_of_the_package_are_found_by_being_there(entries):
+    assert entries.names() == ["flat", "round"]
+
+
+def test_a_new_file_is_a_new_entry(entries, tmp_path):
+    (tmp_path / "plugins" / "third.py").write_text(ENTRY.format(name="deep"))
+    assert entries.names() == ["deep", "flat", "round"]
+
+
+def test_entries_may_be_registered_from_outside_the_package(entries):
+    @entries.register("mine")
+    def mine(*, size=1):
+        return size
+
+    assert entries.get("mine") is mine
+    assert entries.names() == ["flat", "mine", "round"]
+
+
+def test_registering_a_name_twice_is_an_error(entries):
+    entries.names()
+    with pytest.raises(ValueError, match=r"config\.plugin\.name: 'flat' is registered twice"):
+        entries.register("flat")(lambda: None)
+
+
+def test_options_are_the_defaults_with_overrides(entries):
+    assert entries.options("flat") == {"name": "flat", "size": 3, "mode": "plain"}
+    assert entries.options("flat", size=5) == {"name": "flat", "size": 5, "mode": "plain"}
+
+
+def test_build_passes_options_and_only_the_context_that_is_asked_for(entries):
+    built = entries.build({"name": "round", "size": 7}, provided="here", ignored="there")
+    assert built == ("round", "here", 7, "plain")
+
+
+def test_build_leaves_the_options_as_they_were(entries):
+    options = {"name": "round", "size": 7}
+    entries.build(options, provided=None)
+    assert options == {"name": "round", "size": 7}
+
+
+def test_unknown_name_is_an_input_error_that_lists_the_names(entries):
+    with pytest.raises(
+        InputError, match=r"config\.plugin\.name: must be one of flat, round, got 'square'"
+    ):
+        entries.get("square")
+
+
+def test_unknown_option_is_an_input_error_that_lists_the_options(entries):
+    message = r"config\.plugin\.colour: 'flat' has no such option; it takes mode, size"
+    with pytest.raises(InputError, match=message):
+        entries.build({"name": "flat", "colour": "red"}, provided=None)
+    with pytest.raises(InputError, match=message):
+        entries.options("flat", colour="red")
+
+
+def test_what_the_program_provides_is_no_option(entries):
+    with pytest.raises(InputError, match=r"config\.plugin\.provided: 'flat' has no such option"):
+        entries.build({"name": "flat", "provided": 1})
+
+
+def test_an_entry_without_options_says_so():
+    registry = Registry("sdd_jax.losses", "config.thing")
+    registry.register("bare")(lambda: None)
+    with pytest.raises(InputError, match=r"config\.thing\.size: .* it takes no options"):
+        registry.options("bare", size=1)
+
+
+def test_check_names_field_value_and_what_is_allowed():
+    check(True, "config.size", 3, "positive")
+    with pytest.raises(InputError, match=r"^config\.size: must be positive, got -3$"):
+        check(False, "config.size", -3, "positive")
