@@ -5,6 +5,8 @@ one key per example, an example's mask depends on its own key alone, so it stays
 batch is divided over devices.
 """
 
+import itertools
+import numbers
 from collections.abc import Callable, Sequence
 
 import jax
@@ -38,12 +40,19 @@ def dropout(key: Array, x: Array, *, rate: Rate, broadcast_dims: Sequence[int] =
     References:
       Srivastava et al., `Dropout <https://jmlr.org/papers/v15/srivastava14a.html>`_, 2014, section 4.
     """
-    key = _check(key, x, rate)
+    key, rate = _check(key, x, rate)
+    shared = {d + x.ndim if d < 0 else d for d in broadcast_dims}
+    if not all(key.ndim <= d < x.ndim for d in shared):
+        raise ValueError(
+            f"broadcast_dims must be dimensions of x after those of the keys, [{key.ndim}, {x.ndim}), "
+            f"got {tuple(broadcast_dims)}"
+        )
     if _is_zero(rate):
         return x
     rate_of_key = _draw_rate(key, rate)
-    shape = tuple(1 if d in {b % x.ndim for b in broadcast_dims} else n for d, n in enumerate(x.shape))
-    return _keep(x, _uniform(key, shape) < _expand(1 - rate_of_key, x), rate_of_key)
+    shape = tuple(1 if d in shared else n for d, n in enumerate(x.shape))
+    keep = _uniform(key, shape) < _expand(1 - rate_of_key, x)
+    return _keep(x, keep, _scale(x, rate, rate_of_key))
 
 
 def dropout_pair(key: Array, x: Array, *, rate: Rate) -> tuple[Array, Array]:
@@ -88,7 +97,7 @@ def dropout_samples(
     Raises:
       ValueError, TypeError: as :func:`dropout`; also if exclusive masks do not fit.
     """
-    key = _check(key, x, rate)
+    key, rate = _check(key, x, rate)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     lowest = rate[0] if isinstance(rate, tuple) else rate
@@ -101,38 +110,41 @@ def dropout_samples(
         return [x] * num_samples
     rate_of_key = _draw_rate(key, rate)
     keep_probability = _expand(1 - rate_of_key, x)
+    scale = _scale(x, rate, rate_of_key)
     if exclusive:
         # One uniform number an element; mask s keeps those that fall into the s-th interval.
         uniform = _uniform(key, x.shape)
+        ends = [s * keep_probability for s in range(num_samples + 1)]
         return [
-            _keep(
-                x,
-                (uniform >= s * keep_probability) & (uniform < (s + 1) * keep_probability),
-                rate_of_key,
-            )
-            for s in range(num_samples)
+            _keep(x, (uniform >= start) & (uniform < end), scale)
+            for start, end in itertools.pairwise(ends)
         ]
     keys = _over_keys(key, lambda k: jax.random.split(k, num_samples))
     return [
-        _keep(x, _uniform(keys[..., s], x.shape) < keep_probability, rate_of_key)
+        _keep(x, _uniform(keys[..., s], x.shape) < keep_probability, scale)
         for s in range(num_samples)
     ]
 
 
 def _is_number(rate) -> bool:
-    return isinstance(rate, int | float)
+    """Whether the value is known now, and not a traced array."""
+    return isinstance(rate, numbers.Real)
 
 
 def _is_zero(rate) -> bool:
     return _is_number(rate) and rate == 0
 
 
-def _check(key: Array, x: Array, rate: Rate) -> Array:
-    """Validates the arguments that all functions share; returns the key in typed form."""
+def _check(key: Array, x: Array, rate: Rate) -> tuple[Array, Rate]:
+    """Validates what all functions share; returns the key in typed form, and a pair as a tuple."""
+    if isinstance(rate, list):
+        rate = tuple(rate)
     bounds = rate if isinstance(rate, tuple) else (rate,)
     if not all(0 <= b < 1 for b in bounds if _is_number(b)):
         raise ValueError(f"rate must be in [0, 1), got {rate}")
-    if isinstance(rate, tuple) and (len(rate) != 2 or rate[0] > rate[1]):
+    if isinstance(rate, tuple) and (
+        len(rate) != 2 or (all(map(_is_number, rate)) and rate[0] > rate[1])
+    ):
         raise ValueError(f"a random rate must be (low, high) with low <= high, got {rate}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be floating-point, got {x.dtype}")
@@ -140,7 +152,7 @@ def _check(key: Array, x: Array, rate: Rate) -> Array:
         key = jax.random.wrap_key_data(key)  # a key of the older, raw uint32 kind
     if key.shape != x.shape[: key.ndim]:
         raise ValueError(f"the shape of the keys, {key.shape}, must be a prefix of x's, {x.shape}")
-    return key
+    return key, rate
 
 
 def _over_keys(key: Array, fn: Callable[[Array], Array]) -> Array:
@@ -168,6 +180,12 @@ def _expand(rate: Array, x: Array) -> Array:
     return rate.reshape(rate.shape + (1,) * (x.ndim - rate.ndim))
 
 
-def _keep(x: Array, mask: Array, rate: Array) -> Array:
-    scale = _expand(1 / (1 - rate.astype(x.dtype)), x)
+def _scale(x: Array, rate: Rate, rate_of_key: Array) -> Array:
+    """``1 / (1 - rate)``, rounded to the dtype of ``x`` only once."""
+    if _is_number(rate):
+        return jnp.asarray(1 / (1 - rate), x.dtype)
+    return _expand((1 / (1 - rate_of_key)).astype(x.dtype), x)
+
+
+def _keep(x: Array, mask: Array, scale: Array) -> Array:
     return jnp.where(mask, x * scale, jnp.zeros((), x.dtype))

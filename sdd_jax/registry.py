@@ -46,10 +46,10 @@ class Registry:
     def names(self) -> list[str]:
         """All names, sorted."""
         if not self._complete:
+            self._complete = True  # also if a module fails: a second try would register twice
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self._package}.{module.name}")
-            self._complete = True
         return sorted(self._entries)
 
     def get(self, name: str) -> Callable:

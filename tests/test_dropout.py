@@ -84,7 +84,7 @@ def test_keys_per_example_permute_with_their_rows():
 
 
 def test_keys_per_example_give_the_same_masks_in_parts_of_the_batch():
-    x = normal(6, 3, 8)
+    x = normal(6, 16)
     parts = [dropout(KEYS[i : i + 2], x[i : i + 2], rate=(0.2, 0.6)) for i in (0, 2, 4)]
     np.testing.assert_array_equal(np.concatenate(parts), dropout(KEYS, x, rate=(0.2, 0.6)))
 
@@ -168,7 +168,7 @@ def test_dtype_is_kept_and_the_masks_do_not_depend_on_it(dtype, rate):
     np.testing.assert_array_equal(kept(y), kept(dropout(KEYS, jnp.ones((6, 32)), rate=rate)))
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.3, 0.9, 0.99])
+@pytest.mark.parametrize("rate", [0.1, 0.9, 0.99])
 def test_scale_in_bfloat16_is_the_rounded_true_scale(rate):
     y = dropout(KEY, jnp.ones((2000,), jnp.bfloat16), rate=rate)
     true = jnp.asarray(1 / (1 - rate), jnp.bfloat16)
@@ -244,3 +244,18 @@ def test_no_masks_is_an_error():
 def test_exclusive_masks_that_do_not_fit_are_an_error(rate):
     with pytest.raises(ValueError, match=r"must be at most 1, got 3 \* \(1 - 0\.[06]\)"):
         dropout_samples(KEY, normal(2, 3), rate=rate, num_samples=3, exclusive=True)
+
+
+def test_a_list_serves_as_a_random_rate():
+    x = jnp.ones((64, 64))
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(
+        dropout(key, x, rate=[0.3, 0.5]), dropout(key, x, rate=(0.3, 0.5))
+    )
+
+
+@pytest.mark.parametrize("dims", [(0,), (2,), (-3,)])
+def test_masks_cannot_be_shared_by_examples_with_keys_of_their_own(dims):
+    keys = jax.random.split(jax.random.key(0), 4)
+    with pytest.raises(ValueError, match="broadcast_dims must be dimensions of x after those"):
+        dropout(keys, jnp.ones((4, 8)), rate=0.5, broadcast_dims=dims)

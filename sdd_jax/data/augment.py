@@ -9,28 +9,26 @@ import jax.numpy as jnp
 from sdd_jax.errors import check
 
 
-def random_crop(key: jax.Array, image: jax.Array, *, pad: int) -> jax.Array:
-    """Pads ``image`` ``[H, W, C]`` with ``pad`` black pixels and crops a random ``[H, W, C]``."""
-    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    y, x = jax.random.randint(key, (2,), 0, 2 * pad + 1)
-    return jax.lax.dynamic_slice(padded, (y, x, jnp.zeros_like(x)), image.shape)
-
-
-def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Mirrors ``image`` ``[H, W, C]`` left to right with probability 1/2."""
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
-
-
 def augment(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.Array:
-    """Crops and flips ``images`` ``[B, H, W, C]`` by one key each ``[B]``; same shape and dtype."""
+    """Crops and mirrors images at random.
+
+    Args:
+      keys: one PRNG key per image, ``[B]``.
+      images: uint8 ``[B, H, W, C]``.
+      pad: black pixels around the image before a crop ``[H, W]`` is taken anywhere in it.
+      flip: mirror left to right with probability 1/2.
+
+    Returns:
+      uint8 ``[B, H, W, C]``.
+    """
 
     def one(key, image):
-        crop_key, flip_key = jax.random.split(key)
+        for_y, for_x, for_flip = jax.random.uniform(key, (3,))
         if pad:
-            image = random_crop(crop_key, image, pad=pad)
-        if flip:
-            image = random_flip(flip_key, image)
-        return image
+            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+            y, x = (jnp.int32(u * (2 * pad + 1)) for u in (for_y, for_x))
+            image = jax.lax.dynamic_slice(padded, (y, x, jnp.int32(0)), image.shape)
+        return jnp.where(for_flip < 0.5, image[:, ::-1], image) if flip else image
 
     return jax.vmap(one)(keys, images) if pad or flip else images
 

@@ -1,5 +1,8 @@
 """Divergences between two softened posteriors."""
 
+import math
+import numbers
+
 import jax
 import jax.numpy as jnp
 
@@ -40,8 +43,8 @@ def kl_divergence(
     Raises:
       ValueError: temperature not positive, or an unknown gradient.
     """
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature must be greater than 0, got {temperature}")
+    if isinstance(temperature, numbers.Real) and not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be greater than 0 and finite, got {temperature}")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
     target_logits = at_least_float32(target_logits)

@@ -4,18 +4,21 @@ States are saved as host arrays, so they restore on any number of devices. A che
 lies beside it: what Orbax can read but is not what was written counts as damaged, too.
 """
 
+import dataclasses
 import logging
 import pathlib
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from sdd_jax.errors import InputError
 _logger = logging.getLogger(__name__)
+_RECORD = ocp.args.JsonRestore()
 
 
 class Checkpoints:
@@ -24,51 +27,44 @@ class Checkpoints:
     Args:
       workdir: checkpoints are in its folder ``checkpoints``.
       keep: how many of the latest to keep.
-      best: whether saves come with a validation accuracy, of which the best is kept, too.
       read_only: never write or clean up, for evaluation.
     """
 
-    def __init__(
-        self,
-        workdir: pathlib.Path,
-        *,
-        keep: int = 3,
-        best: bool = True,
-        read_only: bool = False,
-    ):
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 3, read_only: bool = False):
         self._directory = (workdir / "checkpoints").absolute()
         self._damaged = (workdir / "damaged").absolute()
         self._read_only = read_only
-        policies = [LatestN(n=keep)]
-        if best:
-            policies.append(
-                BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
-            )
+        self._accuracies: dict[int, float] = {}
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
-                best_fn=_accuracy if best else None,
-                preservation_policy=AnyPreservationPolicy(policies),
+                preservation_policy=_LatestAndBest(keep, self.best_step),
             ),
-            item_names=("state", "checksums"),
+            item_names=("state", "record"),
         )
+        for step in self._manager.all_steps():
+            try:
+                self._note_accuracy(step, self._restore_items(step, record=_RECORD)["record"])
+            except Exception:  # damaged, which restore will find and say
+                continue
+
+    def best_step(self) -> int | None:
+        """The step with the highest validation accuracy, the later of equals; None without any."""
+        ranked = [(accuracy, step) for step, accuracy in self._accuracies.items()]
+        return max(ranked)[1] if ranked else None
 
     def save(self, step: int, state: Any, *, validation_accuracy: float | None = None) -> None:
         """Saves ``state`` in the background; a step that is there already is left as it is."""
         if step in self._manager.all_steps():
             return
         state = jax.device_get(state)
-        metrics = None if validation_accuracy is None else {"accuracy": validation_accuracy}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(_checksums(state))
-            ),
-            metrics=metrics,
-        )
+        record = {"checksums": _checksums(state), "validation_accuracy": validation_accuracy}
+        self._note_accuracy(step, record)
+        items = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record)}
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, like: Any, *, which: str = "latest") -> Any | None:
         """Restores a state as host arrays.
@@ -88,7 +84,7 @@ class Checkpoints:
         if not steps:
             return None
         if which != "latest":
-            step = self._best() if which == "best" else int(which) if which.isdigit() else None
+            step = self.best_step() if which == "best" else int(which) if which.isdigit() else None
             if step not in steps:
                 there = ", ".join(map(str, steps))
                 raise InputError(
@@ -116,36 +112,38 @@ class Checkpoints:
 
     def _restore(self, step: int, like: Any) -> Any:
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), checksums=ocp.args.JsonRestore()
-            ),
-        )
-        state = jax.tree.map(np.asarray, restored["state"])
-        if _checksums(state) != restored["checksums"]:
+        items = self._restore_items(step, state=ocp.args.StandardRestore(target), record=_RECORD)
+        state = jax.tree.map(np.asarray, items["state"])
+        if _checksums(state) != items["record"]["checksums"]:
             raise ValueError("the arrays are not those that were saved")
         return state
 
-    def _best(self) -> int | None:
-        """The step with the highest validation accuracy, the later of equals."""
-        ranked = [
-            (_accuracy(metrics), step)
-            for step in self._manager.all_steps()
-            if (metrics := self._manager.metrics(step)) is not None
-        ]
-        return max(ranked)[1] if ranked else None
+    def _restore_items(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _note_accuracy(self, step: int, record: dict[str, Any]) -> None:
+        if record["validation_accuracy"] is not None:
+            self._accuracies[step] = record["validation_accuracy"]
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             self._damaged.mkdir(exist_ok=True)
             number = len(list(self._damaged.iterdir()))
             (self._directory / str(step)).rename(self._damaged / f"{step}-{number}")
+        self._accuracies.pop(step, None)
         self._manager.reload()
 
 
-def _accuracy(metrics: dict[str, float]) -> float:
-    return metrics["accuracy"]
+@dataclasses.dataclass
+class _LatestAndBest(PreservationPolicy):
+    """Keeps the latest N and the best. (Orbax's own ranking fails on a damaged metrics file.)"""
+
+    latest: int
+    best_step: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints, *, context):
+        first = len(checkpoints) - self.latest
+        return [i >= first or c.step == self.best_step() for i, c in enumerate(checkpoints)]
 
 
 def _checksums(state: Any) -> dict[str, int]:

@@ -63,9 +63,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
         seed=config.seed,
         image_shape=dataset.image_shape,
     )
-    checkpoints = Checkpoints(
-        folder, keep=config.keep_checkpoints, best="validation" in dataset.splits
-    )
+    checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     restored = checkpoints.restore(jax.eval_shape(create))
     start = 0 if restored is None else int(restored.step)
     if start >= total:

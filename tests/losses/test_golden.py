@@ -1,6 +1,5 @@
 """Values and gradients of the losses against those of the SD-Dropout authors' own code."""
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -17,25 +16,10 @@ PROBLEMS = json.loads((Path(__file__).parents[1] / "author_losses.json").read_te
 NO_KEY = jax.random.key(0)  # the masks are the authors', not drawn
 
 
-@pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
-@pytest.fixture(params=[(True, np.float64, 1e-9), (False, np.float32, 1e-5)], ids=["f64", "f32"])
-def precision(request):
-    x64, dtype, tolerance = request.param
-    with jax.enable_x64(True) if x64 else contextlib.nullcontext():
-        yield dtype, tolerance
-
-
-@pytest.fixture(params=[0, 1], ids=["problem0", "problem1"])
-def problem(request, precision, monkeypatch):
-    """A golden problem, while the loss draws the authors' masks instead of random ones."""
-    problem = PROBLEMS[request.param]
-    inputs, scale = problem["inputs"], 1 / (1 - problem["inputs"]["rate"])
-    masks = [scale * np.array(inputs[name], precision[0]) for name in ("mask_u", "mask_v")]
+def golden_masks(inputs, dtype, monkeypatch):
+    """Lets the losses draw the authors' masks instead of random ones."""
+    scale = 1 / (1 - inputs["rate"])
+    masks = [scale * np.array(inputs[name], dtype) for name in ("mask_u", "mask_v")]
 
     def golden_samples(key, x, *, rate, num_samples, exclusive):
         assert (rate, num_samples, exclusive) == (inputs["rate"], 2, False)
@@ -47,7 +31,6 @@ def problem(request, precision, monkeypatch):
 
     monkeypatch.setattr(sd_dropout_module, "dropout_samples", golden_samples)
     monkeypatch.setattr(sd_dropout_module, "dropout", golden_dropout)
-    return problem
 
 
 def sd_dropout(features, head, inputs, gradient="both"):
@@ -65,7 +48,9 @@ def clean_student(features, head, inputs, gradient="both"):
 
 
 def dropout_ce(features, head, inputs, labels):
-    return cross_entropy(head(sd_dropout_module.dropout(NO_KEY, features, rate=inputs["rate"])), labels)
+    return cross_entropy(
+        head(sd_dropout_module.dropout(NO_KEY, features, rate=inputs["rate"])), labels
+    )
 
 
 # case -> (term against the labels, what is added to it with the weight, the name of its value)
@@ -98,37 +83,63 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_value_and_gradients_equal_the_authors(case, problem, precision):
-    dtype, tolerance = precision
-    inputs, golden = problem["inputs"], problem["cases"][case]
+def total_and_terms(arguments, inputs, case):
+    """What the case minimises, and its parts, as means over the batch."""
     base, extra, extra_name = CASES[case]
     labels = jnp.asarray(inputs["labels"], jnp.int32)
-    names = ("features", "kernel", "bias")
-    arguments = {name: jnp.asarray(inputs[name], dtype) for name in names}
 
-    def loss(arguments):
-        def head(features):
-            return features @ arguments["kernel"] + arguments["bias"][None]
+    def head(features):
+        return features @ arguments["kernel"] + arguments["bias"][None]
 
-        features, terms, total = arguments["features"], {}, jnp.zeros((), dtype)
-        if base is not None:
-            terms["loss_ce"] = jnp.mean(base(head(features), labels))
-            total += terms["loss_ce"]
-        if extra is not None:
-            terms[extra_name] = jnp.mean(extra(features, head, inputs, labels))
-            total += inputs["sdd_weight"] * terms[extra_name]
-        return total, terms
+    features, terms = arguments["features"], {}
+    total = jnp.zeros((), features.dtype)
+    if base is not None:
+        terms["loss_ce"] = jnp.mean(base(head(features), labels))
+        total += terms["loss_ce"]
+    if extra is not None:
+        terms[extra_name] = jnp.mean(extra(features, head, inputs, labels))
+        total += inputs["sdd_weight"] * terms[extra_name]
+    return total, terms
 
-    (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(arguments)
-    computed = terms | {"loss_total": total}
-    assert computed.keys() == golden["losses"].keys()
-    for name, value in computed.items():
+
+@pytest.fixture(scope="module", params=[np.float64, np.float32], ids=["float64", "float32"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=PROBLEMS, ids=["problem0", "problem1"])
+def computed(request, dtype):
+    """The golden cases of a problem, and what this library computes for all of them."""
+    inputs = request.param["inputs"]
+
+    def all_cases(arguments):
+        derivative = jax.value_and_grad(total_and_terms, has_aux=True)
+        return {case: derivative(arguments, inputs, case) for case in CASES}
+
+    with (
+        jax.enable_x64(dtype == np.float64),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
+        golden_masks(inputs, dtype, monkeypatch)
+        names = ("features", "kernel", "bias")
+        arguments = {name: jnp.asarray(inputs[name], dtype) for name in names}
+        return request.param["cases"], jax.device_get(jax.jit(all_cases)(arguments))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradients_equal_the_authors(case, computed, dtype):
+    tolerance = 1e-9 if dtype == np.float64 else 1e-5
+    golden, ((total, terms), gradients) = computed[0][case], computed[1][case]
+    values = terms | {"loss_total": total}
+    assert values.keys() == golden["losses"].keys()
+    for name, value in values.items():
         assert value.dtype == dtype
         np.testing.assert_allclose(value, golden["losses"][name], rtol=tolerance, err_msg=name)
     for name, gradient in gradients.items():
         expected = np.array(golden[f"grad_{name}"])
-        largest = np.abs(expected).max()
+        assert gradient.dtype == dtype
         np.testing.assert_allclose(
-            gradient, expected, rtol=0, atol=tolerance * largest, err_msg=name
+            gradient, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name
         )

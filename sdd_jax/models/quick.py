@@ -1,0 +1,47 @@
+"""The "Quick" network of cuda-convnet, with dropout after every layer but the last."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.models.base import Classifier, Dropout, conv_init, models
+
+
+@models.register("quick")
+def quick(
+    *,
+    num_classes: int,
+    width: int = 32,
+    hidden: int = 64,
+    dropout_rate: float = 0.5,
+    dtype: str = "float32",
+) -> Classifier:
+    """Three 5x5 convolutions with pooling and one hidden layer.
+
+    The convolutions have ``width``, ``width`` and ``2 * width`` channels, the hidden layer ``hidden``
+    units: 32, 32, 64 and 64 in Rota Bulo et al., `Dropout Distillation
+    <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016, section 5.
+    """
+    return Classifier(Quick(width, hidden, dropout_rate, jnp.dtype(dtype)), num_classes)
+
+
+class Quick(nn.Module):
+    """The backbone: images to ``[B, hidden]``."""
+
+    width: int
+    hidden: int
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
+        """Features ``[B, hidden]``."""
+        window = {"window_shape": (3, 3), "strides": (2, 2), "padding": ((0, 1), (0, 1))}
+        x = images
+        for channels, pool in ((1, nn.max_pool), (1, nn.avg_pool), (2, nn.avg_pool)):
+            conv = nn.Conv(self.width * channels, (5, 5), dtype=self.dtype, kernel_init=conv_init)
+            x = pool(nn.relu(conv(x)), **window)
+            x = Dropout(self.dropout_rate)(x, dropout_keys)
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=conv_init)(x))
+        return Dropout(self.dropout_rate)(x, dropout_keys)

@@ -1,0 +1,134 @@
+"""The command lines, as a user runs them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+
+def command(root, script, *arguments):
+    return [sys.executable, str(root / script), *map(str, arguments)]
+
+
+def environment(devices=1):
+    return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+
+
+def run(root, script, *arguments, devices=1, cwd=None):
+    return subprocess.run(
+        command(root, script, *arguments),
+        capture_output=True, text=True, timeout=300, env=environment(devices), cwd=cwd,
+    )  # fmt: skip
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def checksums(workdir):
+    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("state", "record")) as manager:
+        step = manager.latest_step()
+        arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
+        return step, manager.restore(step, args=arguments)["record"]["checksums"]
+
+
+@pytest.fixture(scope="module")
+def default_run(root, tmp_path_factory):
+    """``python train.py`` as it stands, from another folder than the checkout."""
+    folder = tmp_path_factory.mktemp("default")
+    done = run(root, "train.py", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "digits", done
+
+
+def test_the_default_run_learns_the_digits(default_run):
+    workdir, done = default_run
+    assert metrics(workdir)[-1]["eval/accuracy"] >= 0.95
+    assert "is finished: step 1320" in done.stdout
+    assert done.stderr == ""
+
+
+def test_eval_repeats_the_figure_from_the_checkpoint(root, default_run):
+    workdir, _ = default_run
+    done = run(root, "eval.py", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split() for line in done.stdout.splitlines())
+    assert float(printed["eval/accuracy"]) == metrics(workdir)[-1]["eval/accuracy"]
+
+
+def test_four_devices_start_out_on_the_loss_curve_of_one_and_end_as_accurate(
+    root, default_run, tmp_path
+):
+    done = run(root, "train.py", f"--workdir={tmp_path}", devices=4)
+    assert done.returncode == 0, done.stderr
+    one, four = metrics(default_run[0]), metrics(tmp_path)
+    compared = 0
+    for a, b in zip(one, four, strict=True):
+        if a["step"] <= 50:
+            for name in ("train/loss", "train/cross_entropy", "train/sd_dropout"):
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
+                compared += 1
+    assert compared == 15
+    assert abs(one[-1]["eval/accuracy"] - four[-1]["eval/accuracy"]) <= 0.01
+
+
+def test_a_run_killed_at_random_moments_ends_in_the_same_parameters(root, default_run, tmp_path):
+    rng = random.Random()
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(root, "train.py", f"--workdir={tmp_path}"),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = run(root, "train.py", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert checksums(tmp_path) == checksums(default_run[0])
+
+
+def test_sigterm_saves_and_exits_with_a_status_that_is_not_success(root, tmp_path):
+    process = subprocess.Popen(
+        command(root, "train.py", f"--workdir={tmp_path}", "--config.duration=2000 epochs"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    while "step 30/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    step, _ = checksums(tmp_path)
+    assert f"stopped after step {step}, which is saved" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.nope=1"], "config.nope: there is no such field; config has augment, batch_size"),
+        (["--config.model.nope=1"], "config.model.nope: there is no such field; config.model has depth"),
+        (["--config.batch_size=abc"], "flag --config.batch_size=abc: invalid literal"),
+        (["--config=nope.py"], "--config: must be a recipe card, there is no file 'nope.py'"),
+        (["--config=CARD:nope"], "must be of sd_dropout, ce, got 'nope'"),
+        (["--config.sd_dropout.rate=1"], "config.sd_dropout.rate: must be in [0, 1), got 1.0"),
+        (["--nope"], "Unknown command line flag 'nope'"),
+        (["nope"], "unexpected argument 'nope'"),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2(root, tmp_path, arguments, message):
+    arguments = [a.replace("CARD", str(root / "configs/digits.py")) for a in arguments]
+    done = run(root, "train.py", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

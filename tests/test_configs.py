@@ -1,0 +1,64 @@
+"""Recipe cards: each loads and says what its recipe says."""
+
+import importlib.util
+
+import pytest
+
+from sdd_jax import config as base
+from sdd_jax import models
+from sdd_jax.errors import InputError
+
+
+def load(root, card):
+    path, _, argument = card.partition(":")
+    spec = importlib.util.spec_from_file_location("card", root / "configs" / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*filter(None, [argument]))
+
+
+def test_every_card_is_complete_and_says_where_it_comes_from(root):
+    cards = sorted(root.glob("configs/*.py"))
+    assert len(cards) >= 3
+    for card in cards:
+        config = base.complete(load(root, card.name))
+        models.build(config.model, num_classes=10)
+        text = card.read_text()
+        assert "Paper " in text, card
+        assert "Command " in text, card
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_the_papers_cifar_recipe(root, dataset):
+    config = load(root, f"{dataset}_resnet18.py")
+    assert config.dataset.name == dataset
+    assert (config.augment.pad, config.augment.flip) == (4, True)
+    assert config.optimizer.to_dict() == {
+        "learning_rate": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4
+    }  # fmt: skip
+    assert config.schedule.milestones == ("100 epochs", "150 epochs")
+    assert (config.schedule.factor, config.schedule.warmup) == (0.1, "0 steps")
+    assert (config.batch_size, config.duration) == (128, "200 epochs")
+    assert (config.sd_dropout.weight, config.sd_dropout.rate) == (1.0, 0.5)
+    assert (config.sd_dropout.temperature, config.sd_dropout.gradient) == (3.0, "both")
+    assert (config.model.name, config.model.stem, config.model.width) == ("resnet18", "cifar", 64)
+
+
+def test_arguments_of_a_card_choose_the_objective_and_the_scale(root):
+    config = load(root, "cifar100_resnet18.py:ce,runlocal")
+    assert config.sd_dropout.weight == 0
+    assert config.model.width == 16
+    with pytest.raises(InputError, match="must be of sd_dropout, ce, runlocal, got 'nope'"):
+        load(root, "cifar100_resnet18.py:nope")
+
+
+def test_another_entry_replaces_the_whole_section():
+    config = base.default()
+    config.model = {"name": "resnet18", "width": 16}
+    assert base.complete(config).model.stem == "cifar"
+    config.model = {"name": "resnet18", "depth": 2}
+    with pytest.raises(InputError, match=r"config.model.depth: 'resnet18' has no such option"):
+        base.complete(config)
+    config.model = {"width": 16}
+    with pytest.raises(InputError, match="config.model.name: must be one of .*got None"):
+        base.complete(config)

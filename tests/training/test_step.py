@@ -1,0 +1,208 @@
+"""The training step: what it computes does not depend on the devices that share it."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sdd_jax import losses, models, objectives
+from sdd_jax.data import Split, augment
+from sdd_jax.data.engines import RawBatch, engines
+from sdd_jax.training import state as train_state
+from sdd_jax.training.random import example_keys
+from sdd_jax.training.step import AXIS, compile_train_call, replicate, train_step
+
+BATCH, STEPS = 16, 3
+RNG = np.random.default_rng(0)
+SPLIT = Split(
+    RNG.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8),
+    RNG.integers(0, 5, 64).astype(np.int32),
+)
+OBJECTIVE = objectives.with_sd_dropout(
+    objectives.objectives.build({"name": "cross_entropy"}), weight=0.5
+)
+
+
+@models.models.register("tiny_in_test")
+def tiny(*, num_classes, axis_name, dtype="float32"):
+    """A convolution, batch norm over the devices, dropout inside the network."""
+    return models.Classifier(Tiny(axis_name, jnp.dtype(dtype)), num_classes)
+
+
+class Tiny(nn.Module):
+    axis_name: str | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images, *, train, dropout_keys):
+        x = nn.Conv(8, (3, 3), dtype=self.dtype)(images)
+        norm = nn.BatchNorm(not train, axis_name=self.axis_name, dtype=self.dtype)
+        x = models.Dropout(0.3)(nn.relu(norm(x)), dropout_keys)
+        return x.mean((1, 2))
+
+
+def prepare(keys, images):
+    images = augment.augment(keys, images, pad=1, flip=True)
+    return augment.normalise(images, np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32))
+
+
+def setup(axis_name, **options):
+    model = models.build({"name": "tiny_in_test", **options}, num_classes=5, axis_name=axis_name)
+    optimizer = optax.sgd(1.0)  # the change of the parameters is the gradient
+    step = partial(
+        train_step,
+        model=model,
+        objective=OBJECTIVE,
+        optimizer=optimizer,
+        prepare=prepare,
+        seed=0,
+        axis_name=axis_name,
+    )
+    state = train_state.create(model, optimizer, seed=0, image_shape=(8, 8, 3))
+    return step, state
+
+
+def raw_batch(rows) -> RawBatch:
+    rows = np.asarray(rows, np.int32)
+    return RawBatch((SPLIT.images[rows],), SPLIT.labels[rows], rows, rows % BATCH)
+
+
+def close(a, b, tolerance):
+    scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(a))
+    difference = max(
+        float(jnp.max(jnp.abs(x - y)))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    assert difference <= tolerance * scale
+
+
+def test_gradients_statistics_and_metrics_on_n_devices_equal_those_on_one():
+    one_step, state = setup(None)
+    one, one_metrics = jax.jit(one_step)(state, raw_batch(range(BATCH)))
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, one.params, state.params))) > 0.1
+    step, _ = setup(AXIS)
+    for devices in (2, 4):
+        shares = jax.tree.map(
+            lambda x, n=devices: x.reshape(n, -1, *x.shape[1:]), raw_batch(range(BATCH))
+        )
+        mapped = jax.pmap(
+            step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:devices]
+        )
+        many, many_metrics = mapped(state, shares)
+        close(one.params, many.params, 1e-5)
+        close(one_metrics, many_metrics, 1e-5)
+        close(one.batch_stats, many.batch_stats, 1e-5)
+
+
+def test_the_loss_is_the_sum_of_the_weighted_terms_and_its_gradient_that_of_plain_jax():
+    step, state = setup(None)
+    model = models.build({"name": "tiny_in_test"}, num_classes=5)
+    raw = raw_batch(range(BATCH))
+
+    def by_hand(params):
+        keys = partial(example_keys, 0, step=state.step, position=jnp.arange(BATCH))
+        images = prepare(keys(stream="augment0"), raw.views[0])
+        head = partial(model.apply, {"params": params}, method="head")
+        features, _ = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            dropout_keys=keys(stream="dropout"),
+            method="features",
+            mutable=["batch_stats"],
+        )
+        sd_dropout = losses.sd_dropout_loss(features, head, keys(stream="sd_dropout"))
+        cross_entropy = losses.cross_entropy(head(features), raw.labels)
+        return jnp.mean(cross_entropy) + 0.5 * jnp.mean(sd_dropout), (
+            jnp.mean(cross_entropy),
+            jnp.mean(sd_dropout),
+        )
+
+    (loss, terms), grads = jax.jit(jax.value_and_grad(by_hand, has_aux=True))(state.params)
+    after, metrics = jax.jit(step)(state, raw)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["cross_entropy"], terms[0], rtol=1e-5)
+    np.testing.assert_allclose(metrics["sd_dropout"], terms[1], rtol=1e-5)
+    close(jax.tree.map(jnp.subtract, state.params, after.params), grads, 1e-5)
+    assert int(after.step) == 1
+
+
+def test_several_steps_in_one_call_equal_one_step_a_call():
+    step, state = setup(AXIS)
+    engine = engines.build(
+        {"name": "resident"}, split=SPLIT, batch_size=BATCH, sampler="uniform", seed=0
+    )
+    call = compile_train_call(step, engine.gather)
+    resident = replicate(engine.resident)
+    together, metrics = call(replicate(state), engine.inputs(0, STEPS), resident)
+    apart, losses_apart = replicate(state), []
+    for i in range(STEPS):
+        apart, of_call = call(apart, engine.inputs(i, i + 1), resident)
+        losses_apart.append(of_call["loss"][0])
+    assert metrics["loss"].shape == (STEPS,)
+    assert int(together.step) == STEPS
+    np.testing.assert_allclose(metrics["loss"], losses_apart, rtol=1e-4)
+    close(together.params, apart.params, 1e-3)
+
+
+def test_the_call_compiles_once_and_takes_its_own_state_back():
+    traces = []
+
+    def counted(state, raw):
+        traces.append(1)
+        return setup(AXIS)[0](state, raw)
+
+    engine = engines.build(
+        {"name": "resident"}, split=SPLIT, batch_size=BATCH, sampler="uniform", seed=0
+    )
+    call = compile_train_call(counted, engine.gather)
+    resident = replicate(engine.resident)
+    state = replicate(setup(AXIS)[1])
+    first = state
+    for i in range(3):
+        state, _ = call(state, engine.inputs(i, i + 1), resident)
+    assert len(traces) == 1
+    assert all(x.is_deleted() for x in jax.tree.leaves(first.params))  # donated
+
+
+def test_steps_and_streams_draw_different_numbers():
+    position = jnp.arange(4)
+    draws = [
+        jax.random.key_data(example_keys(seed, stream, jnp.int32(step), position))
+        for seed in (0, 1)
+        for stream in ("a", "b")
+        for step in (0, 1)
+    ]
+    assert len(np.unique(np.concatenate(draws), axis=0)) == 8 * 4
+
+
+def test_bfloat16_computes_in_half_precision_and_keeps_parameters_and_loss_in_float32():
+    full_step, state = setup(None)
+    half_step, half_state = setup(None, dtype="bfloat16")
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(half_state.params))
+    _, full = jax.jit(full_step)(state, raw_batch(range(BATCH)))
+    after, half = jax.jit(half_step)(half_state, raw_batch(range(BATCH)))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(after.params))
+    assert half["loss"].dtype == jnp.float32
+    assert half["loss"] != full["loss"]
+    np.testing.assert_allclose(half["loss"], full["loss"], rtol=0.05)
+
+
+def test_another_objective_is_composed_without_a_class():
+    smoothed = objectives.build(
+        {"name": "label_smoothing", "smoothing": 0.2},
+        {
+            "weight": 0.3, "rate": 0.5, "random_rate": (), "temperature": 3.0,
+            "num_samples": 3, "gradient": "forward", "exclusive": False,
+        },
+    )  # fmt: skip
+    step, state = setup(None)
+    _, metrics = jax.jit(partial(step.func, **step.keywords | {"objective": smoothed}))(
+        state, raw_batch(range(BATCH))
+    )
+    assert {"label_smoothing", "sd_dropout", "sd_dropout/agreement"} <= set(metrics)
+    total = metrics["label_smoothing"] + 0.3 * metrics["sd_dropout"]
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
