@@ -1,4 +1,4 @@
-"""Trains a network: ``python train.py [--config=CARD.py] [--workdir=DIR] [--config.KEY=VALUE ...]``."""
+"""Trains a network: ``train.py [--config=CARD.py] [--workdir=DIR] [--config.KEY=VALUE ...]``."""
 
 from sdd_jax.cli import train
 

@@ -23,7 +23,9 @@ def get_config(argument: str = ""):
     config.model = models.options("quick")
     config.sd_dropout.weight = 0.0
     config.optimizer.learning_rate = 0.05
-    config.schedule = schedules.options("step", milestones=("40 epochs" if short else "200 epochs",))
+    config.schedule = schedules.options(
+        "step", milestones=("40 epochs" if short else "200 epochs",)
+    )
     config.duration = "60 epochs" if short else "300 epochs"
     config.checkpoint_every = "5 epochs"
     return config

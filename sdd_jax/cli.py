@@ -40,7 +40,9 @@ def evaluate() -> None:
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run.")
     names = flags.DEFINE_list("checks", ["accuracy", "calibration"], "Which checks to run.")
     which = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-    data_dir = flags.DEFINE_string("data_dir", None, "In place of the run's config.dataset.data_dir.")
+    data_dir = flags.DEFINE_string(
+        "data_dir", None, "In place of the run's config.dataset.data_dir."
+    )
     _define_distributed()
 
     def main() -> None:
@@ -58,7 +60,9 @@ def evaluate() -> None:
 
 def _define_distributed() -> None:
     flags.DEFINE_bool("distributed", False, "Several hosts: find the others as the cluster tells.")
-    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, if it cannot be found.")
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0, if it cannot be found."
+    )
     flags.DEFINE_integer("num_processes", None, "Number of processes, if it cannot be found.")
     flags.DEFINE_integer("process_id", None, "This process, from 0, if it cannot be found.")
 

@@ -63,11 +63,15 @@ def load_subject(config: ConfigDict) -> Subject:
     Raises:
       InputError: the config cannot be used.
     """
-    check(config.eval.batch_size >= 1, "config.eval.batch_size", config.eval.batch_size, "at least 1")
+    check(
+        config.eval.batch_size >= 1, "config.eval.batch_size", config.eval.batch_size, "at least 1"
+    )
     dataset = data.load(config.dataset)
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
     images = jnp.zeros((1, *dataset.image_shape))
-    jax.eval_shape(lambda: model.init(jax.random.key(0), images))  # does the network take the images?
+    jax.eval_shape(
+        lambda: model.init(jax.random.key(0), images)
+    )  # does the network take the images?
     return Subject(config, dataset, model)
 
 
@@ -81,16 +85,31 @@ def load_experiment(config: ConfigDict) -> Experiment:
     batch_size, devices = config.batch_size, jax.device_count()
     check(config.seed >= 0, "config.seed", config.seed, "0 or more")
     check(batch_size >= 1, "config.batch_size", batch_size, "at least 1")
-    check(batch_size % devices == 0, "config.batch_size", batch_size, f"a multiple of the {devices} devices")
+    check(
+        batch_size % devices == 0,
+        "config.batch_size",
+        batch_size,
+        f"a multiple of the {devices} devices",
+    )
     check(config.steps_per_call >= 0, "config.steps_per_call", config.steps_per_call, "0 or more")
-    check(config.keep_checkpoints >= 1, "config.keep_checkpoints", config.keep_checkpoints, "at least 1")
+    check(
+        config.keep_checkpoints >= 1,
+        "config.keep_checkpoints",
+        config.keep_checkpoints,
+        "at least 1",
+    )
     learning_rate = config.optimizer.learning_rate
     check(learning_rate > 0, "config.optimizer.learning_rate", learning_rate, "greater than 0")
     augment.check_options(config.augment)
     objective = objectives.build(config.objective, config.sd_dropout)
     subject = load_subject(config)
     train = subject.dataset.splits["train"]
-    check(batch_size <= len(train), "config.batch_size", batch_size, f"at most {len(train)}, the images in train")
+    check(
+        batch_size <= len(train),
+        "config.batch_size",
+        batch_size,
+        f"at most {len(train)}, the images in train",
+    )
     engine = engines.build(
         config.engine,
         split=train,
@@ -100,7 +119,9 @@ def load_experiment(config: ConfigDict) -> Experiment:
     )
 
     def to_steps(field: str, duration: str, at_least: int = 1) -> int:
-        return durations.steps(f"config.{field}", duration, engine.steps_per_epoch, at_least=at_least)
+        return durations.steps(
+            f"config.{field}", duration, engine.steps_per_epoch, at_least=at_least
+        )
 
     total_steps = to_steps("duration", config.duration)
     schedule: Callable = schedules.build(

@@ -114,8 +114,14 @@ def test_sigterm_saves_and_exits_with_a_status_that_is_not_success(root, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.nope=1"], "config.nope: there is no such field; config has augment, batch_size"),
-        (["--config.model.nope=1"], "config.model.nope: there is no such field; config.model has depth"),
+        (
+            ["--config.nope=1"],
+            "config.nope: there is no such field; config has augment, batch_size",
+        ),
+        (
+            ["--config.model.nope=1"],
+            "config.model.nope: there is no such field; config.model has depth",
+        ),
         (["--config.batch_size=abc"], "flag --config.batch_size=abc: invalid literal"),
         (["--config=nope.py"], "--config: must be a recipe card, there is no file 'nope.py'"),
         (["--config=CARD:nope"], "must be of sd_dropout, ce, got 'nope'"),

@@ -99,7 +99,9 @@ def _checked(what: str, images: np.ndarray, labels: np.ndarray, num_classes: int
         f"{labels.dtype} {labels.shape}",
         "integers [N]",
     )
-    check(len(labels) == len(images), f"{what}: labels", len(labels), f"{len(images)}, as the images")
+    check(
+        len(labels) == len(images), f"{what}: labels", len(labels), f"{len(images)}, as the images"
+    )
     low, high = int(labels.min()), int(labels.max())
     check(
         low >= 0 and high < num_classes,
@@ -119,7 +121,12 @@ def _cut(train: Split, share: float) -> tuple[Split, Split]:
         held_out.append(members[: round(share * len(members))])
     mask = np.zeros(len(train), bool)
     mask[np.concatenate(held_out)] = True
-    check(0 < mask.sum() < len(train), "config.dataset.validation", share, "a share that leaves both splits an image")
+    check(
+        0 < mask.sum() < len(train),
+        "config.dataset.validation",
+        share,
+        "a share that leaves both splits an image",
+    )
     return train.take(np.flatnonzero(~mask)), train.take(np.flatnonzero(mask))
 
 
@@ -129,7 +136,10 @@ def _normalisation(options: Mapping[str, Any], images: np.ndarray) -> tuple[np.n
     given = {key: np.asarray(options[key], np.float32) for key in ("mean", "std")}
     for key, value in given.items():
         check(
-            len(value) in (0, channels), f"config.dataset.{key}", options[key], f"empty or {channels} numbers"
+            len(value) in (0, channels),
+            f"config.dataset.{key}",
+            options[key],
+            f"empty or {channels} numbers",
         )
     check(bool(np.all(given["std"] > 0)), "config.dataset.std", options["std"], "greater than 0")
     # From the histogram: exact, and no floating-point copy of the images.

@@ -122,6 +122,4 @@ def _log_posterior(logits, temperature, axis, where):
     if where is None:
         return jax.nn.log_softmax(logits / temperature, axis=axis)
     logits = jnp.where(where, logits, 0.0)
-    return jnp.where(
-        where, jax.nn.log_softmax(logits / temperature, axis=axis, where=where), 0.0
-    )
+    return jnp.where(where, jax.nn.log_softmax(logits / temperature, axis=axis, where=where), 0.0)

@@ -30,7 +30,9 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # Kaimin
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(+-1/sqrt(fan_in))
 
 
-def build(options: Mapping[str, Any], *, num_classes: int, axis_name: str | None = None) -> nn.Module:
+def build(
+    options: Mapping[str, Any], *, num_classes: int, axis_name: str | None = None
+) -> nn.Module:
     """Builds the network that ``options["name"]`` names.
 
     Args:

@@ -30,12 +30,17 @@ class LeNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
         """Features ``[B, 25 * width]``."""
         size = images.shape[1:3]
-        check(min(size) >= 16, "config.dataset", "x".join(map(str, size)), "16x16 pixels or more for lenet")
+        check(
+            min(size) >= 16,
+            "config.dataset",
+            "x".join(map(str, size)),
+            "16x16 pixels or more for lenet",
+        )
         x = images
         for channels in (self.width, self.width * 5 // 2):
-            x = nn.Conv(
-                channels, (5, 5), padding="VALID", dtype=self.dtype, kernel_init=conv_init
-            )(x)
+            x = nn.Conv(channels, (5, 5), padding="VALID", dtype=self.dtype, kernel_init=conv_init)(
+                x
+            )
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(25 * self.width, dtype=self.dtype, kernel_init=conv_init)(x))

@@ -32,8 +32,10 @@ def build(options: Mapping[str, Any], sd_dropout: Mapping[str, Any]) -> Objectiv
     check(weight >= 0, "config.sd_dropout.weight", weight, "0 or more")
     check(0 <= rate < 1, "config.sd_dropout.rate", rate, "in [0, 1)")
     check(
-        len(random_rate) in (0, 2) and 0 <= min(random_rate, default=0)
-        and max(random_rate, default=0) < 1 and list(random_rate) == sorted(random_rate),
+        len(random_rate) in (0, 2)
+        and min(random_rate, default=0) >= 0
+        and max(random_rate, default=0) < 1
+        and list(random_rate) == sorted(random_rate),
         "config.sd_dropout.random_rate",
         tuple(random_rate),
         "empty or (low, high) with 0 <= low <= high < 1",
@@ -41,7 +43,9 @@ def build(options: Mapping[str, Any], sd_dropout: Mapping[str, Any]) -> Objectiv
     check(temperature > 0, "config.sd_dropout.temperature", temperature, "greater than 0")
     check(num_samples >= 2, "config.sd_dropout.num_samples", num_samples, "at least 2")
     allowed = losses.GRADIENTS
-    check(gradient in allowed, "config.sd_dropout.gradient", gradient, f"one of {', '.join(allowed)}")
+    check(
+        gradient in allowed, "config.sd_dropout.gradient", gradient, f"one of {', '.join(allowed)}"
+    )
     lowest = min(random_rate, default=rate)
     if sd_dropout["exclusive"] and num_samples * (1 - lowest) > 1 + 1e-6:
         raise InputError(
@@ -114,9 +118,7 @@ def with_sd_dropout(
 def _diagnostics(logits: list[jax.Array]) -> dict[str, jax.Array]:
     """Does the term do anything? Entropy of the dropped posteriors, and how often they agree."""
     classes = [jnp.argmax(z, axis=-1) for z in logits]
-    pairs = [
-        (a == b).astype(jnp.float32) for i, a in enumerate(classes) for b in classes[i + 1 :]
-    ]
+    pairs = [(a == b).astype(jnp.float32) for i, a in enumerate(classes) for b in classes[i + 1 :]]
     return {
         "sd_dropout/entropy": sum(losses.entropy(z) for z in logits) / len(logits),
         "sd_dropout/agreement": sum(pairs) / len(pairs),

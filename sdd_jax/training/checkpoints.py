@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from sdd_jax.errors import InputError
+
 _logger = logging.getLogger(__name__)
 _RECORD = ocp.args.JsonRestore()
 

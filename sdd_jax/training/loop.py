@@ -1,6 +1,5 @@
 """The training run: from a config and a workdir to a checkpoint and its evaluation."""
 
-import pathlib
 import signal
 import time
 from functools import partial
@@ -25,7 +24,7 @@ class NonFiniteLossError(FloatingPointError):
     """The loss is not a finite number any more; the message has the step."""
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(Exception):
     """The run was asked to stop (SIGTERM or Ctrl-C) and has saved its state."""
 
 
@@ -69,12 +68,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     if start >= total:
         for line in reversed(read_metrics(folder)):
             if line["step"] == start and "eval/accuracy" in line:
-                print(f"{folder} is finished: step {start}, eval/accuracy {line['eval/accuracy']:.4f}")
+                print(
+                    f"{folder} is finished: step {start}, eval/accuracy {line['eval/accuracy']:.4f}"
+                )
                 return {name: value for name, value in line.items() if name.startswith("eval/")}
     state = replicate(create() if restored is None else restored)
-    log = MetricsLog(
-        folder, start=start, total=total, steps_per_epoch=engine.steps_per_epoch
-    )
+    log = MetricsLog(folder, start=start, total=total, steps_per_epoch=engine.steps_per_epoch)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     log.say(
@@ -115,7 +114,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
                 stopping = stop_signal.received(step)
                 evaluating = step % experiment.eval_every == 0 or step == total
                 saving = step % experiment.checkpoint_every == 0 or step == total or stopping
-                if evaluating or saving or step // experiment.log_every > interval.start // experiment.log_every:
+                if (
+                    evaluating
+                    or saving
+                    or step // experiment.log_every > interval.start // experiment.log_every
+                ):
                     values = interval.finish()
                     values["train/learning_rate"] = float(experiment.schedule(step - 1))
                     if (evaluating or saving) and not stopping and "validation" in dataset.splits:
@@ -130,7 +133,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
                         )
                     interval.resume_clock()
                 if stopping and step < total:
-                    raise Interrupted(f"stopped after step {step}, which is saved; the same command resumes")
+                    raise Interrupted(
+                        f"stopped after step {step}, which is saved; the same command resumes"
+                    )
             if not result:  # finished before, but its last line is gone
                 result = evaluate("test", "eval")
                 log.write(step, result)
@@ -189,7 +194,9 @@ class _Interval:
                 f"the loss is {by_step['loss'][bad[0]]} at step {self.start + bad[0] + 1}; "
                 "the last good checkpoint is kept"
             )
-        values = {f"train/{name}": float(np.mean(v, dtype=np.float64)) for name, v in by_step.items()}
+        values = {
+            f"train/{name}": float(np.mean(v, dtype=np.float64)) for name, v in by_step.items()
+        }
         if self._end > self._timed_from:
             images = (self._end - self._timed_from) * self._batch_size
             values["images_per_second"] = images / elapsed

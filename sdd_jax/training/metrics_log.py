@@ -48,7 +48,9 @@ class MetricsLog:
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
         self._bar.update(step - self._bar.n)
-        self._bar.set_postfix_str(f"loss {values['train/loss']:.4g}" if "train/loss" in values else "")
+        self._bar.set_postfix_str(
+            f"loss {values['train/loss']:.4g}" if "train/loss" in values else ""
+        )
         if self._bar.disable or any(name in values for name in ("eval/nll", "validation/nll")):
             self.say(f"step {step}/{self._total}  epoch {line['epoch']:g}  {_brief(values)}")
 
@@ -70,7 +72,12 @@ def _brief(values: dict[str, float]) -> str:
     """What a person wants to see pass by; the rest is in the file."""
     shown = {name.removeprefix("train/"): value for name, value in values.items()}
     speed = shown.pop("images_per_second", None)
-    for hidden in [n for n in shown if n in ("learning_rate", "entropy") or n.count("/") and not n.startswith(("eval/", "validation/"))]:
+    for hidden in [
+        n
+        for n in shown
+        if n in ("learning_rate", "entropy")
+        or (n.count("/") and not n.startswith(("eval/", "validation/")))
+    ]:
         del shown[hidden]
     text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
     return text + (f"  {speed:,.0f} images/s" if speed else "")

@@ -127,9 +127,7 @@ def compile_train_call(
             metrics.append(of_step)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
 
-    return jax.pmap(
-        call, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0
-    )
+    return jax.pmap(call, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
 
 
 def replicate(tree: Any) -> Any:

@@ -40,7 +40,10 @@ def data_dir(tmp_path_factory) -> str:
                     )
 
                 def _split_generators(self, dl_manager):
-                    return {"train": self._generate_examples(0, 20), "test": self._generate_examples(20, 30)}
+                    return {
+                        "train": self._generate_examples(0, 20),
+                        "test": self._generate_examples(20, 30),
+                    }
 
                 def _generate_examples(self, start, stop):
                     for i in range(start, stop):

@@ -30,7 +30,9 @@ def subject(num_images, batch_size):
     return Subject(config, dataset, FirstPixel())
 
 
-@pytest.mark.parametrize(("num_images", "batch_size"), [(1, 8), (7, 3), (12, 4), (29, 8), (9, 1000)])
+@pytest.mark.parametrize(
+    ("num_images", "batch_size"), [(1, 8), (7, 3), (12, 4), (29, 8), (9, 1000)]
+)
 def test_logits_come_back_once_each_and_in_order(num_images, batch_size):
     fake = subject(num_images, batch_size)
     logits = Predictor(fake)({}, fake.dataset.splits["test"].images)

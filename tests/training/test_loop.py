@@ -67,7 +67,9 @@ def test_the_workdir_holds_config_metrics_events_and_checkpoints(finished):
     assert {"train/sd_dropout/agreement", "train/entropy", "train/learning_rate"} <= names
     assert {"eval/accuracy", "eval/nll", "eval/ece", "eval/brier", "eval/top5_accuracy"} <= names
     assert "validation/accuracy" in names
-    assert any("images_per_second" in line for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert any(
+        "images_per_second" in line for line in (folder / "metrics.jsonl").read_text().splitlines()
+    )
     assert list((folder / "tensorboard").glob("events*"))
     assert (folder / "checkpoints" / "32").is_dir()
     assert lines(folder)[-1]["eval/accuracy"] == result["eval/accuracy"]
@@ -153,7 +155,9 @@ def test_another_config_in_the_same_workdir_is_refused_with_the_fields(finished)
     config, folder, _ = finished
     other = config.copy_and_resolve_references()
     other.sd_dropout.rate = 0.3
-    with pytest.raises(InputError, match=r"another config \(config.sd_dropout.rate: 0.3 now, 0.5 there\)"):
+    with pytest.raises(
+        InputError, match=r"another config \(config.sd_dropout.rate: 0.3 now, 0.5 there\)"
+    ):
         loop.train_and_evaluate(other, str(folder))
     other = config.copy_and_resolve_references()
     other.log_every = "3 steps"  # does not change what is trained
@@ -262,5 +266,7 @@ def test_evaluating_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_an_unknown_check_is_refused(finished):
-    with pytest.raises(InputError, match="--checks.name: must be one of accuracy, calibration, got 'nope'"):
+    with pytest.raises(
+        InputError, match="--checks.name: must be one of accuracy, calibration, got 'nope'"
+    ):
         evaluate_workdir(str(finished[1]), ["nope"])

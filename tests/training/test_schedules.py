@@ -26,7 +26,9 @@ def test_durations_are_steps_or_epochs():
     assert durations.steps("f", "0.5 epochs", 10) == 5
 
 
-@pytest.mark.parametrize("wrong", ["", "7", "7 days", "-1 steps", "1.5 steps", "0 steps", "0.01 epochs"])
+@pytest.mark.parametrize(
+    "wrong", ["", "7", "7 days", "-1 steps", "1.5 steps", "0 steps", "0.01 epochs"]
+)
 def test_other_durations_are_refused_with_field_and_value(wrong):
     with pytest.raises(InputError, match=f"config.duration: must be .*got {wrong!r}"):
         durations.steps("config.duration", wrong, 10)

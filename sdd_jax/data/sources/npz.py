@@ -34,6 +34,8 @@ def npz(path: str, *, data_dir: str, cache_dir: str):
     except InputError:
         raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"config.dataset.name: {path!r} is not a readable npz file: {error}") from error
+        raise InputError(
+            f"config.dataset.name: {path!r} is not a readable npz file: {error}"
+        ) from error
     labels = arrays["train_labels"]
     return arrays, int(labels.max()) + 1 if labels.size and labels.dtype.kind in "iu" else 0

@@ -34,7 +34,10 @@ def tfds(name: str, *, data_dir: str, cache_dir: str):
     if fingerprint is None:
         return _decode(name, data_dir)
     root = cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sdd_jax")
-    cache = pathlib.Path(root).expanduser() / f"{name.replace('/', '-').replace(':', '-')}-{fingerprint}"
+    cache = (
+        pathlib.Path(root).expanduser()
+        / f"{name.replace('/', '-').replace(':', '-')}-{fingerprint}"
+    )
     cached = _read_cache(cache)
     if cached is None:
         cached = _decode(name, data_dir)
@@ -88,7 +91,9 @@ def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
                 )
             images[i], labels[i] = image, example["label"]
         if images is None:
-            raise InputError(f"config.dataset.name: {name!r}, {source_split} must hold at least one image")
+            raise InputError(
+                f"config.dataset.name: {name!r}, {source_split} must hold at least one image"
+            )
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
     return arrays, features["label"].num_classes
 
