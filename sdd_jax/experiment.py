@@ -17,10 +17,10 @@ from sdd_jax.config import complete
 from sdd_jax.data import augment
 from sdd_jax.data.engines import Engine, engines
 from sdd_jax.errors import check
+from sdd_jax.parallel import AXIS
 from sdd_jax.training import durations
 from sdd_jax.training.optimizer import sgd
 from sdd_jax.training.schedules import schedules
-from sdd_jax.training.step import AXIS
 
 
 @dataclasses.dataclass(frozen=True)

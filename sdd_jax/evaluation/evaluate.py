@@ -10,7 +10,7 @@ import numpy as np
 
 from sdd_jax.evaluation.checks import checks
 from sdd_jax.experiment import Subject
-from sdd_jax.training.step import AXIS
+from sdd_jax.parallel import AXIS, local_shares
 
 
 class Predictor:
@@ -28,10 +28,6 @@ class Predictor:
         largest = max(len(split) for split in subject.dataset.splits.values())
         wanted = min(subject.config.eval.batch_size, largest)
         self._batch_size = math.ceil(wanted / devices) * devices
-        self._local = slice(
-            self._batch_size // jax.process_count() * jax.process_index(),
-            self._batch_size // jax.process_count() * (jax.process_index() + 1),
-        )
 
         def predict(variables, images):
             logits = subject.model.apply(variables, subject.normalise(images), train=False)
@@ -45,9 +41,8 @@ class Predictor:
         for start in range(0, len(images), self._batch_size):
             batch = images[start : start + self._batch_size]
             padding = [(0, self._batch_size - len(batch))] + [(0, 0)] * (images.ndim - 1)
-            batch = np.pad(batch, padding)[self._local]
-            by_device = batch.reshape(jax.local_device_count(), -1, *batch.shape[1:])
-            pending.append(self._predict(variables, by_device))
+            shares = local_shares(np.pad(batch, padding))
+            pending.append(self._predict(variables, shares))
         return np.concatenate(jax.device_get(pending))[: len(images)]
 
 

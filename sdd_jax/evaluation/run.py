@@ -11,9 +11,9 @@ from sdd_jax.errors import InputError
 from sdd_jax.evaluation.checks import checks as registry
 from sdd_jax.evaluation.evaluate import Evaluation, Predictor, evaluate
 from sdd_jax.experiment import load_experiment
+from sdd_jax.parallel import replicate
 from sdd_jax.training import state as train_state
 from sdd_jax.training.checkpoints import Checkpoints
-from sdd_jax.training.step import replicate
 from sdd_jax.training.workdir import read_config
 
 

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from sdd_jax import evaluation
 from sdd_jax.experiment import Experiment, load_experiment
+from sdd_jax.parallel import AXIS, replicate
 from sdd_jax.training import state as train_state
 from sdd_jax.training.checkpoints import Checkpoints
 from sdd_jax.training.metrics_log import MetricsLog, read_metrics
-from sdd_jax.training.step import AXIS, compile_train_call, replicate, train_step
+from sdd_jax.training.step import compile_train_call, train_step
 from sdd_jax.training.workdir import open_workdir
 
 CHECKS = ("accuracy", "calibration")

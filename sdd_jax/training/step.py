@@ -11,10 +11,9 @@ import optax
 from sdd_jax import losses
 from sdd_jax.data.engines import RawBatch
 from sdd_jax.objectives import Batch, Objective, View
+from sdd_jax.parallel import AXIS
 from sdd_jax.training.random import example_keys
 from sdd_jax.training.state import TrainState
-
-AXIS = "batch"
 
 
 def train_step(
@@ -128,9 +127,3 @@ def compile_train_call(
         return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
 
     return jax.pmap(call, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
-
-
-def replicate(tree: Any) -> Any:
-    """Puts host arrays on every local device once, laid out as the mapped calls take and give them."""
-    copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None), out_axes=None)
-    return copy(jnp.arange(jax.local_device_count()), tree)

@@ -11,9 +11,10 @@ import optax
 from sdd_jax import losses, models, objectives
 from sdd_jax.data import Split, augment
 from sdd_jax.data.engines import RawBatch, engines
+from sdd_jax.parallel import AXIS, replicate
 from sdd_jax.training import state as train_state
 from sdd_jax.training.random import example_keys
-from sdd_jax.training.step import AXIS, compile_train_call, replicate, train_step
+from sdd_jax.training.step import compile_train_call, train_step
 
 BATCH, STEPS = 16, 3
 RNG = np.random.default_rng(0)

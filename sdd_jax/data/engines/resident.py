@@ -8,6 +8,7 @@ import numpy as np
 from sdd_jax.data.dataset import Split
 from sdd_jax.data.engines.base import RawBatch, engines
 from sdd_jax.data.samplers import samplers
+from sdd_jax.parallel import local_shares
 
 
 @engines.register("resident")
@@ -34,7 +35,10 @@ class ResidentEngine:
         index = np.stack([self._epoch(epoch)[i] for epoch, i in steps])
         position = np.arange(self._batch_size, dtype=np.int32)
         position = np.broadcast_to(position, (len(steps), self._batch_size))
-        return {"index": _local(index), "position": _local(position)}
+        return {
+            "index": local_shares(index, axis=1),
+            "position": local_shares(position, axis=1),
+        }
 
     def gather(self, resident: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> RawBatch:
         """Takes the examples at ``inputs["index"]`` ``[B, V]``; labels are those of view 0."""
@@ -45,11 +49,3 @@ class ResidentEngine:
     def _draw_epoch(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self._seed, epoch])
         return self._sampler(self.resident["labels"], self._batch_size, rng)
-
-
-def _local(steps: np.ndarray) -> np.ndarray:
-    """Of ``[steps, global batch, ...]`` this process's share: ``[local devices, steps, B, ...]``."""
-    devices = jax.device_count()
-    by_device = steps.reshape(len(steps), devices, -1, *steps.shape[2:]).swapaxes(0, 1)
-    first = jax.process_index() * jax.local_device_count()
-    return np.ascontiguousarray(by_device[first : first + jax.local_device_count()])

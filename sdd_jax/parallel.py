@@ -1,0 +1,32 @@
+"""How batches and state are spread over devices and hosts.
+
+One mapped axis, ``AXIS``, runs over all devices of all hosts. State is the same everywhere; of a batch
+each device holds an equal share, in order, and each host hands in the shares of its own devices.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+AXIS = "batch"
+
+
+def replicate(tree: Any) -> Any:
+    """Puts host arrays on every local device once, laid out as mapped functions take and give them."""
+    copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None), out_axes=None)
+    return copy(jnp.arange(jax.local_device_count()), tree)
+
+
+def local_shares(array: np.ndarray, *, axis: int = 0) -> np.ndarray:
+    """Of an array for all devices, the shares of this host's: ``[local devices, ...]``.
+
+    Args:
+      array: host array, whose ``axis`` is the global batch.
+      axis: the axis to divide; its size is a multiple of the number of devices.
+    """
+    shape = (*array.shape[:axis], jax.device_count(), -1, *array.shape[axis + 1 :])
+    by_device = np.moveaxis(array.reshape(shape), axis, 0)
+    first = jax.process_index() * jax.local_device_count()
+    return np.ascontiguousarray(by_device[first : first + jax.local_device_count()])
