@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,6 +78,34 @@ def test_four_devices_start_out_on_the_loss_curve_of_one_and_end_as_accurate(
                 compared += 1
     assert compared == 15
     assert abs(one[-1]["eval/accuracy"] - four[-1]["eval/accuracy"]) <= 0.01
+
+
+def test_two_processes_of_two_devices_train_the_run_of_one_and_stop_together(
+    root, default_run, tmp_path
+):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    distributed = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen(
+            command(root, "train.py", f"--workdir={tmp_path}", *distributed, f"--process_id={i}"),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(2),
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    log = tmp_path / "metrics.jsonl"
+    while not (log.exists() and '"step": 60' in log.read_text()):
+        assert [process.poll() for process in processes] == [None, None]
+        time.sleep(0.2)
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], errors
+    early = [a for a in metrics(default_run[0]) if a["step"] <= 50]
+    assert len(early) == 5
+    for one, two in zip(early, metrics(tmp_path), strict=False):
+        assert one["step"] == two["step"]
+        np.testing.assert_allclose(one["train/loss"], two["train/loss"], rtol=1e-4)
 
 
 def test_a_run_killed_at_random_moments_ends_in_the_same_parameters(root, default_run, tmp_path):

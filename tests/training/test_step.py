@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from sdd_jax import losses, models, objectives
 from sdd_jax.data import Split, augment
@@ -131,7 +132,9 @@ def test_the_loss_is_the_sum_of_the_weighted_terms_and_its_gradient_that_of_plai
     assert int(after.step) == 1
 
 
-def test_several_steps_in_one_call_equal_one_step_a_call():
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # unrolled, or in a loop
+def test_several_steps_in_one_call_equal_one_step_a_call(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     step, state = setup(AXIS)
     engine = engines.build(
         {"name": "resident"}, split=SPLIT, batch_size=BATCH, sampler="uniform", seed=0
