@@ -1,5 +1,6 @@
 """The training run: from a config and a workdir to a checkpoint and its evaluation."""
 
+import pathlib
 import signal
 import time
 from functools import partial
@@ -66,13 +67,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     restored = checkpoints.restore(jax.eval_shape(create))
     start = 0 if restored is None else int(restored.step)
-    if start >= total:
-        for line in reversed(read_metrics(folder)):
-            if line["step"] == start and "eval/accuracy" in line:
-                print(
-                    f"{folder} is finished: step {start}, eval/accuracy {line['eval/accuracy']:.4f}"
-                )
-                return {name: value for name, value in line.items() if name.startswith("eval/")}
+    result = _recorded_evaluation(folder, start)
+    if start >= total and result:
+        print(f"{folder} is finished: step {start}, eval/accuracy {result['eval/accuracy']:.4f}")
+        return result
     state = replicate(create() if restored is None else restored)
     log = MetricsLog(folder, start=start, total=total, steps_per_epoch=engine.steps_per_epoch)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -103,28 +101,28 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     # ------------------------------------------------------------------------------------ loop
     interval = _Interval(start, config.batch_size)
-    result: dict[str, float] = {}
     with _StopSignal() as stop_signal:
         try:
             step = start
+            if start and _due(start, experiment.eval_every, total) and not result:
+                result = evaluate("test", "eval")  # the run was stopped before it came to that
+                log.write(start, result)
             while step < total:
                 until = _next_call(experiment, step)
                 state, metrics = train_call(state, engine.inputs(step, until), resident)
                 interval.add(metrics, until - step)
                 step = until
                 stopping = stop_signal.received(step)
-                evaluating = step % experiment.eval_every == 0 or step == total
-                saving = step % experiment.checkpoint_every == 0 or step == total or stopping
-                if (
-                    evaluating
-                    or saving
-                    or step // experiment.log_every > interval.start // experiment.log_every
-                ):
+                # Who asks a run to stop may not wait for long: it is evaluated when it resumes.
+                evaluating = _due(step, experiment.eval_every, total) and not stopping
+                saving = _due(step, experiment.checkpoint_every, total) or stopping
+                logging = step // experiment.log_every > interval.start // experiment.log_every
+                if evaluating or saving or logging:
                     values = interval.finish()
                     values["train/learning_rate"] = float(experiment.schedule(step - 1))
                     if (evaluating or saving) and not stopping and "validation" in dataset.splits:
                         values |= evaluate("validation", "validation")
-                    if evaluating and not stopping:
+                    if evaluating:
                         result = evaluate("test", "eval")
                         values |= result
                     log.write(step, values)
@@ -133,18 +131,27 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
                             step, state, validation_accuracy=values.get("validation/accuracy")
                         )
                     interval.resume_clock()
-                if stopping and step < total:
+                if stopping:
                     raise Interrupted(
                         f"stopped after step {step}, which is saved; the same command resumes"
                     )
-            if not result:  # finished before, but its last line is gone
-                result = evaluate("test", "eval")
-                log.write(step, result)
         finally:
             checkpoints.close()
             log.close()
     print(f"{folder} is finished: step {total}, eval/accuracy {result['eval/accuracy']:.4f}")
     return result
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step % every == 0 or step == total
+
+
+def _recorded_evaluation(folder: pathlib.Path, step: int) -> dict[str, float]:
+    """The evaluation at ``step`` that the log holds, or nothing."""
+    for line in read_metrics(folder):
+        if line["step"] == step and "eval/accuracy" in line:
+            return {name: value for name, value in line.items() if name.startswith("eval/")}
+    return {}
 
 
 def _next_call(experiment: Experiment, step: int) -> int:

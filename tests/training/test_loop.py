@@ -112,7 +112,7 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_parameters_and_log(
 
         return compile_and_stop
 
-    for step in (2, 19):  # in the middle of an epoch
+    for step in (2, 15, 31):  # in the middle of an epoch, at the end of one, at the very end
         monkeypatch.setattr(loop, "compile_train_call", stop_at(step))
         with pytest.raises(loop.Interrupted, match=f"after step {step + 1}, which is saved"):
             loop.train_and_evaluate(config, str(tmp_path))
@@ -141,14 +141,10 @@ def test_lines_after_the_checkpoint_are_dropped_on_resume(finished, tmp_path, mo
             loop.train_and_evaluate(config, str(tmp_path))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 25, "epo')  # cut off in the middle
-    assert lines_until_cut(tmp_path)[-1]["step"] == 24
+    assert loop.read_metrics(tmp_path)[-1]["step"] == 24
     loop.train_and_evaluate(config, str(tmp_path))
     steps = [line["step"] for line in lines(tmp_path)]
     assert steps == sorted(set(steps))
-
-
-def lines_until_cut(folder):
-    return loop.read_metrics(folder)
 
 
 def test_another_config_in_the_same_workdir_is_refused_with_the_fields(finished):
