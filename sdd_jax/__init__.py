@@ -7,6 +7,7 @@ program around them (models, data, training, evaluation) loads when it is import
 from sdd_jax.dropout import dropout, dropout_pair, dropout_samples
 from sdd_jax.losses import (
     cross_entropy,
+    dropout_distillation_loss,
     dropped_logits,
     kl_divergence,
     label_smoothing,
@@ -15,17 +16,20 @@ from sdd_jax.losses import (
     sd_dropout_loss,
     symmetric_kl,
 )
+from sdd_jax.mc_dropout import mc_dropout
 
 __version__ = "0.1.0"
 
 __all__ = [
     "cross_entropy",
     "dropout",
+    "dropout_distillation_loss",
     "dropout_pair",
     "dropout_samples",
     "dropped_logits",
     "kl_divergence",
     "label_smoothing",
+    "mc_dropout",
     "pairwise_symmetric_kl",
     "sd_dropout_clean_student_loss",
     "sd_dropout_loss",

@@ -1,0 +1,80 @@
+"""Dropout Distillation: a deterministic student matches the mean of a dropout ensemble."""
+
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.losses._divergence import kl_divergence
+from sdd_jax.losses._precision import at_least_float32
+
+
+def _brier(student_logits, teacher_logits):
+    p, q = (jax.nn.softmax(at_least_float32(z)) for z in (teacher_logits, student_logits))
+    return jnp.sum((p - q) ** 2, axis=-1)
+
+
+_DIVERGENCES = {
+    "kl": lambda student, teacher: kl_divergence(teacher, student, gradient="forward"),
+    "brier": _brier,
+    "reverse_kl": lambda student, teacher: kl_divergence(student, teacher, gradient="reverse"),
+}
+
+
+def dropout_distillation_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    divergence: str = "kl",
+    sample_axis: int | None = None,
+) -> jax.Array:
+    r"""Divergence of a student from a teacher whose dropout is on.
+
+    .. math:: \mathrm{KL}(f_\sigma(x) \,\|\, q(x)) =
+              \sum_c f_\sigma(x)_c \left[\log f_\sigma(x)_c - \log q(x)_c\right]
+
+    With a fresh mask sigma at each step, its gradient is an unbiased estimate of the gradient of
+    :math:`\mathrm{KL}(\mathbb{E}_\sigma f_\sigma \,\|\, q)`, for any number of masks: the student learns
+    the ensemble's mean. The value has a floor above zero, the mean mutual information
+    :math:`I(y; \sigma \mid x)` of the teacher (see :func:`sdd_jax.mc_dropout`): a plateau there is not
+    failure.
+
+    Args:
+      student_logits: ``[..., K]``.
+      teacher_logits: ``[..., K]``, or with one more axis for several masks; its gradient is stopped.
+      divergence: "kl", the paper's; "brier", squared error of the probabilities, which has the same
+        minimiser; "reverse_kl", KL(student || teacher), minimised by the normalised geometric
+        mean.
+      sample_axis: the axis of ``teacher_logits`` that numbers the masks, over which the mean is taken.
+
+    Returns:
+      Per-example loss ``[...]``, in nats for the KL divergences.
+
+    Raises:
+      ValueError: an unknown divergence, or shapes that do not fit.
+
+    References:
+      Rota Bulo et al., `Dropout Distillation <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016,
+      section 3, theorem 1.
+    """
+    if divergence not in _DIVERGENCES:
+        raise ValueError(f"divergence must be one of {', '.join(_DIVERGENCES)}, got {divergence!r}")
+    teacher_logits = jax.lax.stop_gradient(teacher_logits)
+    expected = list(teacher_logits.shape)
+    if sample_axis is not None:
+        if not -len(expected) <= sample_axis < len(expected) or sample_axis % len(expected) == (
+            len(expected) - 1
+        ):
+            raise ValueError(
+                f"sample_axis must be an axis of the teacher's logits {teacher_logits.shape} other "
+                f"than the last, got {sample_axis}"
+            )
+        teacher_logits = jnp.moveaxis(teacher_logits, sample_axis, 0)
+        del expected[sample_axis]
+    if list(student_logits.shape) != expected:
+        raise ValueError(
+            f"the student's logits must have the shape {tuple(expected)} of the teacher's, got "
+            f"{student_logits.shape}"
+        )
+    diverge = _DIVERGENCES[divergence]
+    if sample_axis is None:
+        return diverge(student_logits, teacher_logits)
+    return jnp.mean(jax.vmap(diverge, (None, 0))(student_logits, teacher_logits), axis=0)
