@@ -1,10 +1,11 @@
 """What a network is to the rest of the program, and the parts that networks share.
 
-A network is a linen module with three methods:
+A network is a linen module with four methods:
 
 * ``features(images, *, train, dropout_keys)``: ``[B, H, W, C]`` to penultimate features ``[B, D]``;
+* ``drop(features, dropout_keys)``: the network's own dropout on these features, if it has any;
 * ``head(features)``: features to logits ``[B, K]``, applicable any number of times;
-* ``__call__``: the two in a row.
+* ``__call__``: the three in a row.
 
 ``train`` selects batch statistics in batch norm; ``dropout_keys`` (``[B]``, or None for no dropout)
 drive the dropout layers inside the network. The two are independent, so that Monte-Carlo dropout can
@@ -52,21 +53,25 @@ def build(
 
 
 class Classifier(nn.Module):
-    """A backbone and a linear head.
+    """A backbone, dropout on its features, and a linear head.
 
     Features leave the backbone, and logits the head, in float32 also when the backbone computes in
     bfloat16: the divergence between two nearby posteriors would drown in bfloat16's rounding.
 
     Attributes:
-      backbone: module ``(images, *, train, dropout_keys) -> features [B, D]``.
+      backbone: module ``(images, *, train, dropout_keys) -> features [B, D]``; its attribute
+        ``dropout_rate``, if it has one, is that of the dropout inside it.
       num_classes: K.
+      dropout_rate: of the dropout on the features.
     """
 
     backbone: nn.Module
     num_classes: int
+    dropout_rate: float = 0.0
 
     def setup(self):
-        """Creates the linear head."""
+        """Creates the parts after the backbone."""
+        self.feature_dropout = Dropout(self.dropout_rate)
         self.classifier = nn.Dense(self.num_classes, kernel_init=dense_init)
 
     def features(
@@ -76,6 +81,10 @@ class Classifier(nn.Module):
         features = self.backbone(images, train=train, dropout_keys=dropout_keys)
         return features.astype(jnp.float32)
 
+    def drop(self, features: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        """The features after the network's own dropout, by keys ``[B]``; without keys, as they are."""
+        return self.feature_dropout(features, dropout_keys)
+
     def head(self, features: jax.Array) -> jax.Array:
         """Logits ``[B, K]`` of ``features`` ``[B, D]``."""
         return self.classifier(features)
@@ -84,7 +93,12 @@ class Classifier(nn.Module):
         self, images: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         """Logits ``[B, K]`` of ``images`` ``[B, H, W, C]``."""
-        return self.head(self.features(images, train=train, dropout_keys=dropout_keys))
+        features = self.features(images, train=train, dropout_keys=dropout_keys)
+        return self.head(self.drop(features, dropout_keys))
+
+    def stochastic(self) -> tuple[bool, bool]:
+        """Whether there is dropout inside the backbone, and on the features."""
+        return getattr(self.backbone, "dropout_rate", 0.0) > 0, self.dropout_rate > 0
 
 
 class Dropout(nn.Module):

@@ -1,4 +1,4 @@
-"""LeNet-5, in the form of its Caffe version, which Dropout Distillation uses."""
+"""LeNet-5, in the form of its Caffe version, as Dropout Distillation uses it."""
 
 import flax.linen as nn
 import jax
@@ -12,11 +12,23 @@ from sdd_jax.models.base import Classifier, Dropout, conv_init, models
 def lenet(
     *, num_classes: int, width: int = 20, dropout_rate: float = 0.0, dtype: str = "float32"
 ) -> Classifier:
-    """Two 5x5 convolutions with pooling and one hidden layer, with dropout after the last.
+    """Two 5x5 convolutions with pooling and one hidden layer; dropout after the hidden layer.
 
     ``width`` is the number of channels of the first convolution; at 20 the layers are 20, 50, 500.
     """
-    return Classifier(LeNet(width, dropout_rate, jnp.dtype(dtype)), num_classes)
+    return Classifier(LeNet(width, 0.0, jnp.dtype(dtype)), num_classes, dropout_rate)
+
+
+@models.register("lenet_all")
+def lenet_all(
+    *, num_classes: int, width: int = 20, dropout_rate: float = 0.5, dtype: str = "float32"
+) -> Classifier:
+    """``lenet`` with dropout after every convolution, too.
+
+    Rota Bulo et al., `Dropout Distillation <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016,
+    section 5.
+    """
+    return Classifier(LeNet(width, dropout_rate, jnp.dtype(dtype)), num_classes, dropout_rate)
 
 
 class LeNet(nn.Module):
@@ -29,11 +41,11 @@ class LeNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
         """Features ``[B, 25 * width]``."""
-        size = images.shape[1:3]
+        height, width = images.shape[1:3]
         check(
-            min(size) >= 16,
+            min(height, width) >= 16,
             "config.dataset",
-            "x".join(map(str, size)),
+            f"{height}x{width}",
             "16x16 pixels or more for lenet",
         )
         x = images
@@ -42,6 +54,6 @@ class LeNet(nn.Module):
                 x
             )
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = Dropout(self.dropout_rate)(x, dropout_keys)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(25 * self.width, dtype=self.dtype, kernel_init=conv_init)(x))
-        return Dropout(self.dropout_rate)(x, dropout_keys)
+        return nn.relu(nn.Dense(25 * self.width, dtype=self.dtype, kernel_init=conv_init)(x))

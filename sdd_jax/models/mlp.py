@@ -16,12 +16,13 @@ def mlp(
     dropout_rate: float = 0.0,
     dtype: str = "float32",
 ) -> Classifier:
-    """``depth`` fully connected layers of ``width`` units with ReLU, then the head."""
-    return Classifier(MLP(width, depth, dropout_rate, jnp.dtype(dtype)), num_classes)
+    """``depth`` fully connected layers of ``width`` units with ReLU and dropout, then the head."""
+    backbone = MLP(width, depth, dropout_rate, jnp.dtype(dtype))
+    return Classifier(backbone, num_classes, dropout_rate)
 
 
 class MLP(nn.Module):
-    """The backbone: flattened pixels to ``[B, width]``, dropout after each layer."""
+    """The backbone: flattened pixels to ``[B, width]``, dropout between its layers."""
 
     width: int
     depth: int
@@ -32,7 +33,8 @@ class MLP(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
         """Features ``[B, width]``."""
         x = images.reshape(images.shape[0], -1)
-        for _ in range(self.depth):
+        for layer in range(self.depth):
+            if layer > 0:
+                x = Dropout(self.dropout_rate)(x, dropout_keys)
             x = nn.relu(nn.Dense(self.width, dtype=self.dtype, kernel_init=conv_init)(x))
-            x = Dropout(self.dropout_rate)(x, dropout_keys)
         return x

@@ -22,7 +22,8 @@ def quick(
     units: 32, 32, 64 and 64 in Rota Bulo et al., `Dropout Distillation
     <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016, section 5.
     """
-    return Classifier(Quick(width, hidden, dropout_rate, jnp.dtype(dtype)), num_classes)
+    backbone = Quick(width, hidden, dropout_rate, jnp.dtype(dtype))
+    return Classifier(backbone, num_classes, dropout_rate)
 
 
 class Quick(nn.Module):
@@ -43,5 +44,4 @@ class Quick(nn.Module):
             x = pool(nn.relu(conv(x)), **window)
             x = Dropout(self.dropout_rate)(x, dropout_keys)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=conv_init)(x))
-        return Dropout(self.dropout_rate)(x, dropout_keys)
+        return nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=conv_init)(x))

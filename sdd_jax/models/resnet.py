@@ -121,11 +121,13 @@ def _register(name: str, block: type[nn.Module], stages: Sequence[int]) -> None:
         axis_name: str | None,
         width: int = 64,
         stem: str = "cifar",
+        dropout_rate: float = 0.0,
         dtype: str = "float32",
     ) -> Classifier:
+        """The network of this depth; ``dropout_rate`` is that of dropout before the head."""
         check(stem in STEMS, "config.model.stem", stem, f"one of {', '.join(STEMS)}")
         backbone = ResNet(block, tuple(stages), width, stem, axis_name, jnp.dtype(dtype))
-        return Classifier(backbone, num_classes)
+        return Classifier(backbone, num_classes, dropout_rate)
 
 
 _register("resnet18", BasicBlock, (2, 2, 2, 2))

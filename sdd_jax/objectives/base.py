@@ -34,8 +34,8 @@ class View(NamedTuple):
     """What the network made of some images.
 
     Attributes:
-      features: ``[B, D]``, the head's input.
-      logits: ``[B, K]`` = ``head(features)``.
+      features: ``[B, D]``, penultimate, before any dropout of the network's own on them.
+      logits: ``[B, K]``, of the head on these features, after that dropout.
       head: the last layer with its parameters, applicable again.
       batch_stats: the batch statistics after this forward pass.
     """

@@ -67,7 +67,8 @@ def train_step(
                 method="features",
                 mutable=["batch_stats"],
             )
-            return View(features, head(features), head, updated.get("batch_stats", {}))
+            dropped = model.apply({}, features, keys("dropout"), method="drop")
+            return View(features, head(dropped), head, updated.get("batch_stats", {}))
 
         output = objective.loss(forward, batch, keys)
         loss = sum(term.weight * jnp.mean(term.values) for term in output.terms.values())

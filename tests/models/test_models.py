@@ -226,7 +226,7 @@ def test_layers_have_independent_masks_from_the_same_keys():
 
 
 def test_layers_of_a_network_have_different_masks():
-    model = build({"name": "mlp", "width": 200, "dropout_rate": 0.5}, num_classes=3)
+    model = build({"name": "mlp", "width": 200, "depth": 3, "dropout_rate": 0.5}, num_classes=3)
     images = jnp.ones((1, 2, 2, 1))
     # Weights of zero and biases of one: a layer's output is not zero where its mask keeps.
     params = jax.tree.map(
@@ -331,7 +331,7 @@ def test_every_network_has_usable_defaults(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "vgg"}, r"config\.model\.name: must be one of lenet, mlp, .*, got 'vgg'"),
+        ({"name": "vgg"}, r"config\.model\.name: must be one of .*lenet, .*mlp, .*, got 'vgg'"),
         ({"name": "mlp", "stem": "cifar"}, r"config\.model\.stem: 'mlp' has no such option"),
         ({"name": "mlp", "width": 0}, r"config\.model\.width: must be at least 1, got 0"),
         (
