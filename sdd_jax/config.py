@@ -23,6 +23,7 @@ OPERATIONAL = (
     "keep_checkpoints",
     "steps_per_call",
     "eval.batch_size",
+    "eval.mc_samples",
 )
 
 
@@ -44,9 +45,11 @@ def default() -> ConfigDict:
                 "mean": (),  # per channel of pixels in [0, 1]; empty: from train
                 "std": (),
             },
+            "inputs": "train",  # or "perturbed", "unlabelled:NAME"
             "augment": {"pad": 0, "flip": False},  # pixels of padding before a random crop
             "model": models.options("mlp"),
             "objective": objectives.options("cross_entropy"),
+            "teacher": "",  # the workdir of a run, for objectives that have a teacher
             "sd_dropout": {
                 "weight": 1.0,  # lambda; 0 leaves the term out
                 "rate": 0.5,  # beta
@@ -71,7 +74,7 @@ def default() -> ConfigDict:
             "keep_checkpoints": 3,  # the latest; with a validation split also the best
             "engine": engines.options("resident"),
             "steps_per_call": 0,  # steps in one dispatch; 0: 1 on CPU, 100 elsewhere
-            "eval": {"batch_size": 1000},
+            "eval": {"batch_size": 1000, "mc_samples": 100},
         }
     )
 

@@ -16,11 +16,17 @@ from sdd_jax import data, models, objectives
 from sdd_jax.config import complete
 from sdd_jax.data import augment
 from sdd_jax.data.engines import Engine, engines
-from sdd_jax.errors import check
+from sdd_jax.errors import InputError, check
 from sdd_jax.parallel import AXIS
+from sdd_jax.trained import load_teacher
 from sdd_jax.training import durations
 from sdd_jax.training.optimizer import sgd
+from sdd_jax.training.random import example_keys, stream_key
 from sdd_jax.training.schedules import schedules
+from sdd_jax.training.state import TrainState, create
+
+PERTURBATION = 0.2  # probability of a black pixel in perturbed inputs (Rota Bulo et al., 2016)
+REFERENCE_INPUTS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +56,36 @@ class Experiment(Subject):
     checkpoint_every: int
     steps_per_call: int
 
+    def create_state(self) -> TrainState:
+        """The state before the first step."""
+        return create(
+            self.model,
+            self.optimizer,
+            seed=self.config.seed,
+            image_shape=self.dataset.image_shape,
+            initialise=self.objective.initialise,
+        )
+
+    def references(self) -> dict[str, float]:
+        """The objective's figures that hold for the whole run, from the first training inputs."""
+        if self.objective.references is None:
+            return {}
+        images = self.engine.resident["images"][:REFERENCE_INPUTS]
+        position = jnp.arange(len(images))
+        keys = example_keys(self.config.seed, "references", jnp.int32(0), position)
+        images = jax.jit(self.prepare)(keys, images)
+        return self.objective.references(images, stream_key(self.config.seed, "references"))
+
     def prepare(self, keys: jax.Array, images: jax.Array) -> jax.Array:
         """uint8 images to augmented and normalised ones, by one key each."""
         options = self.config.augment
-        augmented = augment.augment(keys, images, pad=options.pad, flip=options.flip)
+        augmented = augment.augment(
+            keys,
+            images,
+            pad=options.pad,
+            flip=options.flip,
+            drop_pixels=PERTURBATION if self.config.inputs == "perturbed" else 0.0,
+        )
         return self.normalise(augmented)
 
 
@@ -66,6 +98,8 @@ def load_subject(config: ConfigDict) -> Subject:
     check(
         config.eval.batch_size >= 1, "config.eval.batch_size", config.eval.batch_size, "at least 1"
     )
+    samples = config.eval.mc_samples
+    check(samples >= 1, "config.eval.mc_samples", samples, "at least 1")
     dataset = data.load(config.dataset)
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
     images = jnp.zeros((1, *dataset.image_shape))
@@ -101,18 +135,25 @@ def load_experiment(config: ConfigDict) -> Experiment:
     learning_rate = config.optimizer.learning_rate
     check(learning_rate > 0, "config.optimizer.learning_rate", learning_rate, "greater than 0")
     augment.check_options(config.augment)
-    objective = objectives.build(config.objective, config.sd_dropout)
     subject = load_subject(config)
-    train = subject.dataset.splits["train"]
+    objective = objectives.build(
+        config.objective,
+        config.sd_dropout,
+        load_teacher=lambda: load_teacher(config.teacher, subject.dataset, config.dataset),
+    )
+    if config.teacher and objective.constants is None:
+        name = config.objective.name
+        raise InputError(f"config.teacher: must be empty, config.objective {name!r} has no teacher")
+    examples = _inputs(subject, objective)
     check(
-        batch_size <= len(train),
+        batch_size <= len(examples),
         "config.batch_size",
         batch_size,
-        f"at most {len(train)}, the images in train",
+        f"at most {len(examples)}, the images in train",
     )
     engine = engines.build(
         config.engine,
-        split=train,
+        split=examples,
         batch_size=batch_size,
         sampler=objective.sampler,
         seed=config.seed,
@@ -130,7 +171,7 @@ def load_experiment(config: ConfigDict) -> Experiment:
         total_steps=total_steps,
         to_steps=lambda option, duration: to_steps(f"schedule.{option}", duration, at_least=0),
     )
-    return Experiment(
+    experiment = Experiment(
         **vars(subject),
         engine=engine,
         objective=objective,
@@ -142,3 +183,30 @@ def load_experiment(config: ConfigDict) -> Experiment:
         checkpoint_every=to_steps("checkpoint_every", config.checkpoint_every),
         steps_per_call=config.steps_per_call or (1 if jax.default_backend() == "cpu" else 100),
     )
+    jax.eval_shape(experiment.create_state)  # do the initial values fit the network?
+    return experiment
+
+
+def _inputs(subject: Subject, objective: objectives.Objective) -> data.Split:
+    """The examples of ``config.inputs``."""
+    inputs, train = subject.config.inputs, subject.dataset.splits["train"]
+    kind, _, name = inputs.partition(":")
+    if inputs in ("train", "perturbed"):
+        return train
+    if kind != "unlabelled" or not name:
+        raise InputError(
+            f"config.inputs: must be train, perturbed or unlabelled:NAME, got {inputs!r}"
+        )
+    if objective.uses_labels:
+        name = subject.config.objective.name
+        raise InputError(f"config.inputs: config.objective {name!r} needs labels, got {inputs!r}")
+    options = subject.config.dataset.copy_and_resolve_references()
+    options.update({"name": name, "validation": 0.0, "num_classes": 0, "mean": (), "std": ()})
+    other = data.load(options)
+    check(
+        other.image_shape == subject.dataset.image_shape,
+        f"config.inputs: images of {name}",
+        other.image_shape,
+        f"{subject.dataset.image_shape}, as those of {subject.dataset.name}",
+    )
+    return other.splits["train"]

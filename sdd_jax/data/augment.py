@@ -9,14 +9,17 @@ import jax.numpy as jnp
 from sdd_jax.errors import check
 
 
-def augment(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.Array:
-    """Crops and mirrors images at random.
+def augment(
+    keys: jax.Array, images: jax.Array, *, pad: int, flip: bool, drop_pixels: float = 0.0
+) -> jax.Array:
+    """Crops, mirrors and perturbs images at random.
 
     Args:
       keys: one PRNG key per image, ``[B]``.
       images: uint8 ``[B, H, W, C]``.
       pad: black pixels around the image before a crop ``[H, W]`` is taken anywhere in it.
       flip: mirror left to right with probability 1/2.
+      drop_pixels: probability with which a pixel becomes black.
 
     Returns:
       uint8 ``[B, H, W, C]``.
@@ -28,9 +31,15 @@ def augment(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.
             padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
             y, x = (jnp.int32(u * (2 * pad + 1)) for u in (for_y, for_x))
             image = jax.lax.dynamic_slice(padded, (y, x, jnp.int32(0)), image.shape)
-        return jnp.where(for_flip < 0.5, image[:, ::-1], image) if flip else image
+        if flip:
+            image = jnp.where(for_flip < 0.5, image[:, ::-1], image)
+        if drop_pixels:
+            shape = (*image.shape[:2], 1)
+            keep = jax.random.uniform(jax.random.fold_in(key, 1), shape) >= drop_pixels
+            image = jnp.where(keep, image, jnp.zeros_like(image))
+        return image
 
-    return jax.vmap(one)(keys, images) if pad or flip else images
+    return jax.vmap(one)(keys, images) if pad or flip or drop_pixels else images
 
 
 def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:

@@ -3,17 +3,15 @@
 import json
 import pathlib
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 
-from sdd_jax.errors import InputError
+from sdd_jax.config import complete
 from sdd_jax.evaluation.checks import checks as registry
-from sdd_jax.evaluation.evaluate import Evaluation, Predictor, evaluate
-from sdd_jax.experiment import load_experiment
+from sdd_jax.evaluation.evaluate import Evaluation, evaluate
+from sdd_jax.experiment import load_subject
 from sdd_jax.parallel import replicate
-from sdd_jax.training import state as train_state
-from sdd_jax.training.checkpoints import Checkpoints
+from sdd_jax.trained import load_trained
 from sdd_jax.training.workdir import read_config
 
 
@@ -39,28 +37,19 @@ def evaluate_workdir(
       InputError: no run, no such check, no such checkpoint, or data that is not there.
     """
     folder = pathlib.Path(workdir).expanduser()
-    config = read_config(folder)
+    config = complete(read_config(folder))
     for name in checks:
         registry.get(name)
     if data_dir is not None:
         config.dataset.data_dir = data_dir
-    experiment = load_experiment(config)
-    create = partial(
-        train_state.create,
-        experiment.model,
-        experiment.optimizer,
-        seed=config.seed,
-        image_shape=experiment.dataset.image_shape,
-    )
-    checkpoints = Checkpoints(folder, read_only=True)
-    state = checkpoints.restore(jax.eval_shape(create), which=checkpoint)
-    checkpoints.close()
-    if state is None:
-        raise InputError(f"--workdir: {folder} holds no checkpoint")
-    subject = Evaluation(experiment, Predictor(experiment), replicate(state.variables))
-    result = {"step": int(state.step)} | evaluate(subject, checks)
+    subject = load_subject(config)
+    trained = load_trained(workdir, subject.dataset, checkpoint=checkpoint)
+    evaluation = Evaluation(subject, replicate(trained.variables), folder=folder / "eval")
+    result = {"step": trained.step} | evaluate(evaluation, checks)
     if jax.process_index() == 0:
         output = folder / "eval" / "metrics.json"
         output.parent.mkdir(exist_ok=True)
         output.write_text(json.dumps(result, indent=2) + "\n")
+        for table in evaluation.tables:
+            print(table)
     return result

@@ -12,7 +12,7 @@ def _brier(student_logits, teacher_logits):
     return jnp.sum((p - q) ** 2, axis=-1)
 
 
-_DIVERGENCES = {
+DIVERGENCES = {
     "kl": lambda student, teacher: kl_divergence(teacher, student, gradient="forward"),
     "brier": _brier,
     "reverse_kl": lambda student, teacher: kl_divergence(student, teacher, gradient="reverse"),
@@ -55,8 +55,8 @@ def dropout_distillation_loss(
       Rota Bulo et al., `Dropout Distillation <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016,
       section 3, theorem 1.
     """
-    if divergence not in _DIVERGENCES:
-        raise ValueError(f"divergence must be one of {', '.join(_DIVERGENCES)}, got {divergence!r}")
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
     expected = list(teacher_logits.shape)
     if sample_axis is not None:
@@ -74,7 +74,7 @@ def dropout_distillation_loss(
             f"the student's logits must have the shape {tuple(expected)} of the teacher's, got "
             f"{student_logits.shape}"
         )
-    diverge = _DIVERGENCES[divergence]
+    diverge = DIVERGENCES[divergence]
     if sample_axis is None:
         return diverge(student_logits, teacher_logits)
     return jnp.mean(jax.vmap(diverge, (None, 0))(student_logits, teacher_logits), axis=0)

@@ -17,7 +17,8 @@ def mlp(
     dtype: str = "float32",
 ) -> Classifier:
     """``depth`` fully connected layers of ``width`` units with ReLU and dropout, then the head."""
-    backbone = MLP(width, depth, dropout_rate, jnp.dtype(dtype))
+    between_layers = dropout_rate if depth > 1 else 0.0
+    backbone = MLP(width, depth, between_layers, jnp.dtype(dtype))
     return Classifier(backbone, num_classes, dropout_rate)
 
 

@@ -23,11 +23,13 @@ class Batch(NamedTuple):
       views: one array of images ``[B, H, W, C]`` for each view that the objective's sampler draws.
       labels: ``[B]`` int32.
       index: ``[B]`` int32, each example's place in the training set.
+      constants: the objective's own ``constants``, on the device.
     """
 
     views: tuple[jax.Array, ...]
     labels: jax.Array
     index: jax.Array
+    constants: Any = None
 
 
 class View(NamedTuple):
@@ -49,8 +51,11 @@ class View(NamedTuple):
 class Forward(Protocol):
     """Runs the network in training mode."""
 
-    def __call__(self, images: jax.Array, batch_stats: Any = None) -> View:
-        """The view of ``images``; a second pass hands on the ``batch_stats`` of the first."""
+    def __call__(self, images: jax.Array, *, batch_stats: Any = None, dropout: bool = True) -> View:
+        """The view of ``images``; a second pass hands on the ``batch_stats`` of the first.
+
+        ``dropout`` is the network's own.
+        """
         ...
 
 
@@ -86,7 +91,16 @@ class Objective:
       loss: ``(forward, batch, keys) -> Output``; ``keys(stream)`` gives one PRNG key per example
         ``[B]``, the same on any number of devices.
       sampler: the name in ``sdd_jax.data.samplers`` that draws its batches.
+      uses_labels: whether it looks at labels; only then may the inputs be unlabelled.
+      constants: host arrays that it needs on the device at every step, e.g. a frozen teacher.
+      initialise: ``(key, variables) -> variables``, changes the network's initial values.
+      references: ``(images, key) -> figures`` that hold for the whole run, from some training inputs
+        ``[B, H, W, C]``; logged beside the terms.
     """
 
     loss: Callable[[Forward, Batch, Callable[[str], jax.Array]], Output]
     sampler: str = "uniform"
+    uses_labels: bool = True
+    constants: Any = None
+    initialise: Callable[[jax.Array, Any], Any] | None = None
+    references: Callable[[jax.Array, jax.Array], dict[str, float]] | None = None

@@ -13,17 +13,18 @@ from sdd_jax.errors import InputError, check
 from sdd_jax.objectives.base import Objective, Term, objectives
 
 
-def build(options: Mapping[str, Any], sd_dropout: Mapping[str, Any]) -> Objective:
+def build(options: Mapping[str, Any], sd_dropout: Mapping[str, Any], **context: Any) -> Objective:
     """The objective of a config: a base objective, and SD-Dropout on top unless its weight is 0.
 
     Args:
       options: ``config.objective``: the name and the objective's own options.
       sd_dropout: ``config.sd_dropout``.
+      **context: what the program provides to objectives that ask for it: ``load_teacher``.
 
     Raises:
       InputError: unknown name, option or value.
     """
-    base = objectives.build(options)
+    base = objectives.build(options, **context)
     sd_dropout = dict(sd_dropout)
     weight, rate, random_rate, temperature = (
         sd_dropout[k] for k in ("weight", "rate", "random_rate", "temperature")

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from sdd_jax import evaluation
 from sdd_jax.experiment import Experiment, load_experiment
 from sdd_jax.parallel import AXIS, replicate
-from sdd_jax.training import state as train_state
 from sdd_jax.training.checkpoints import Checkpoints
 from sdd_jax.training.metrics_log import MetricsLog, read_metrics
 from sdd_jax.training.step import compile_train_call, train_step
@@ -57,21 +56,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     dataset, engine, total = experiment.dataset, experiment.engine, experiment.total_steps
 
     # ------------------------------------------------------------------ state, new or resumed
-    create = partial(
-        train_state.create,
-        experiment.model,
-        experiment.optimizer,
-        seed=config.seed,
-        image_shape=dataset.image_shape,
-    )
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
-    restored = checkpoints.restore(jax.eval_shape(create))
+    restored = checkpoints.restore(jax.eval_shape(experiment.create_state))
     start = 0 if restored is None else int(restored.step)
     result = _recorded_evaluation(folder, start)
     if start >= total and result:
         print(f"{folder} is finished: step {start}, eval/accuracy {result['eval/accuracy']:.4f}")
         return result
-    state = replicate(create() if restored is None else restored)
+    state = replicate(experiment.create_state() if restored is None else restored)
     log = MetricsLog(folder, start=start, total=total, steps_per_epoch=engine.steps_per_epoch)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
@@ -92,11 +84,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
         axis_name=AXIS,
     )
     train_call = compile_train_call(step_fn, engine.gather)
-    resident = replicate(engine.resident)
+    resident, constants = replicate((engine.resident, experiment.objective.constants))
+    references = {f"train/{name}": value for name, value in experiment.references().items()}
     predictor = evaluation.Predictor(experiment)
 
     def evaluate(split: str, prefix: str) -> dict[str, float]:
-        subject = evaluation.Evaluation(experiment, predictor, state.variables, split)
+        subject = evaluation.Evaluation(experiment, state.variables, split, predictor)
         return evaluation.evaluate(subject, CHECKS, prefix=prefix)
 
     # ------------------------------------------------------------------------------------ loop
@@ -109,7 +102,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
                 log.write(start, result)
             while step < total:
                 until = _next_call(experiment, step)
-                state, metrics = train_call(state, engine.inputs(step, until), resident)
+                state, metrics = train_call(state, engine.inputs(step, until), resident, constants)
                 interval.add(metrics, until - step)
                 step = until
                 stopping = stop_signal.received(step)
@@ -118,7 +111,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
                 saving = _due(step, experiment.checkpoint_every, total) or stopping
                 logging = step // experiment.log_every > interval.start // experiment.log_every
                 if evaluating or saving or logging:
-                    values = interval.finish()
+                    values = interval.finish() | references
                     values["train/learning_rate"] = float(experiment.schedule(step - 1))
                     if (evaluating or saving) and not stopping and "validation" in dataset.splits:
                         values |= evaluate("validation", "validation")

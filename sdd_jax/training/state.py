@@ -1,5 +1,6 @@
 """The training state: everything a checkpoint must hold, and nothing random."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -39,17 +40,16 @@ def create(
     *,
     seed: int,
     image_shape: tuple[int, int, int],
+    initialise: Callable[[jax.Array, Any], Any] | None = None,
 ) -> TrainState:
-    """The state before the first step; a function of the seed alone."""
-
-    def init(key):
-        variables = model.init(key, jnp.zeros((1, *image_shape)))
-        params = variables["params"]
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-        )
-
-    return jax.jit(init)(stream_key(seed, "params"))
+    """The state before the first step; a function of the seed, and of what ``initialise`` changes."""
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape))))
+    variables = init(stream_key(seed, "params"))
+    if initialise is not None:
+        variables = initialise(stream_key(seed, "initialise"), variables)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=jax.jit(optimizer.init)(variables["params"]),
+    )

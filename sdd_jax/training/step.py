@@ -19,6 +19,7 @@ from sdd_jax.training.state import TrainState
 def train_step(
     state: TrainState,
     raw: RawBatch,
+    constants: Any = None,
     *,
     model: nn.Module,
     objective: Objective,
@@ -32,6 +33,7 @@ def train_step(
     Args:
       state: the state after ``state.step`` steps.
       raw: this device's share of the batch.
+      constants: the objective's.
       model: the network.
       objective: what to minimise.
       optimizer: the gradient transformation.
@@ -48,13 +50,14 @@ def train_step(
         return example_keys(seed, stream, state.step, raw.position)
 
     views = tuple(prepare(keys(f"augment{v}"), images) for v, images in enumerate(raw.views))
-    batch = Batch(views, raw.labels, raw.index)
+    batch = Batch(views, raw.labels, raw.index, constants)
 
     def loss_fn(params):
         def head(features):
             return model.apply({"params": params}, features, method="head")
 
-        def forward(images, batch_stats=None):
+        def forward(images, *, batch_stats=None, dropout=True):
+            dropout_keys = keys("dropout") if dropout else None
             variables = {
                 "params": params,
                 "batch_stats": state.batch_stats if batch_stats is None else batch_stats,
@@ -63,11 +66,11 @@ def train_step(
                 variables,
                 images,
                 train=True,
-                dropout_keys=keys("dropout"),
+                dropout_keys=dropout_keys,
                 method="features",
                 mutable=["batch_stats"],
             )
-            dropped = model.apply({}, features, keys("dropout"), method="drop")
+            dropped = model.apply({}, features, dropout_keys, method="drop")
             return View(features, head(dropped), head, updated.get("batch_stats", {}))
 
         output = objective.loss(forward, batch, keys)
@@ -77,11 +80,13 @@ def train_step(
     def output_of(output):
         logits = output.view.logits
         per_example = {
-            "accuracy": (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32),
             "entropy": losses.entropy(logits),
             **output.metrics,
             **{name: term.values for name, term in output.terms.items()},
         }
+        if objective.uses_labels:
+            correct = jnp.argmax(logits, axis=-1) == batch.labels
+            per_example["accuracy"] = correct.astype(jnp.float32)
         return output.batch_stats, {name: jnp.mean(v) for name, v in per_example.items()}
 
     (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -100,23 +105,23 @@ def train_step(
 
 
 def compile_train_call(
-    step: Callable[[TrainState, RawBatch], tuple[TrainState, dict]],
+    step: Callable[[TrainState, RawBatch, Any], tuple[TrainState, dict]],
     gather: Callable[[Any, Any], RawBatch],
-) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict]]:
+) -> Callable[[TrainState, Any, Any, Any], tuple[TrainState, dict]]:
     """Several steps in one dispatch, mapped over the devices.
 
     Args:
-      step: ``train_step`` with all but state and batch bound; it averages over ``AXIS``.
+      step: ``train_step`` with all but state, batch and constants bound; it averages over ``AXIS``.
       gather: the engine's ``gather``.
 
     Returns:
-      ``(state, inputs [devices, steps, ...], resident) -> (state, metrics [steps])``. State and
-      resident arrays are the same on all devices; the state that goes in is donated.
+      ``(state, inputs [devices, steps, ...], resident, constants) -> (state, metrics [steps])``. All
+      but the inputs is the same on all devices; the state that goes in is donated.
     """
 
-    def call(state, inputs, resident):
+    def call(state, inputs, resident, constants):
         def one(state, inputs):
-            return step(state, gather(resident, inputs))
+            return step(state, gather(resident, inputs), constants)
 
         if jax.default_backend() != "cpu":
             return jax.lax.scan(one, state, inputs)
@@ -127,4 +132,6 @@ def compile_train_call(
             metrics.append(of_step)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
 
-    return jax.pmap(call, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+    return jax.pmap(
+        call, axis_name=AXIS, in_axes=(None, 0, None, None), out_axes=None, donate_argnums=0
+    )

@@ -46,7 +46,7 @@ def open_workdir(path: str, config: ConfigDict) -> pathlib.Path:
     return workdir
 
 
-def read_config(workdir: pathlib.Path) -> ConfigDict:
+def read_config(workdir: pathlib.Path, *, field: str = "--workdir") -> ConfigDict:
     """The config of the run in a workdir.
 
     Raises:
@@ -56,9 +56,9 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     try:
         return ConfigDict(json.loads(record.read_text())["config"])
     except FileNotFoundError:
-        raise InputError(f"--workdir: must hold a run, there is no {record}") from None
+        raise InputError(f"{field}: must hold a run, there is no {record}") from None
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"--workdir: {record} cannot be read: {error}") from error
+        raise InputError(f"{field}: {record} cannot be read: {error}") from error
 
 
 def _record(config: ConfigDict) -> dict[str, Any]:

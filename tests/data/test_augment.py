@@ -47,3 +47,11 @@ def test_normalisation():
     result = augment.normalise(IMAGES, mean, std)
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dropped_pixels_are_black_in_all_channels_at_the_given_rate():
+    perturbed = np.asarray(augment.augment(KEYS, IMAGES, pad=0, flip=False, drop_pixels=0.2))
+    black = (perturbed == 0).all(-1)
+    np.testing.assert_array_equal(perturbed[~black], np.asarray(IMAGES)[~black])
+    # 1920 pixels: five standard errors.
+    assert abs(black.mean() - 0.2) < 5 * np.sqrt(0.2 * 0.8 / black.size)

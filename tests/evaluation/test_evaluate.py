@@ -42,7 +42,7 @@ def test_logits_come_back_once_each_and_in_order(num_images, batch_size):
 
 def test_figures_are_those_of_all_images_and_of_no_padding():
     fake = subject(29, 8)
-    result = evaluate(Evaluation(fake, Predictor(fake), {}), ["accuracy", "calibration"])
+    result = evaluate(Evaluation(fake, {}), ["accuracy", "calibration"])
     # class 0 wherever the pixel is at least 0, so everywhere; right where the label is 0
     assert result["eval/accuracy"] == np.mean(np.arange(29) % 3 != 0)
     assert set(result) == {"eval/accuracy", "eval/nll", "eval/ece", "eval/brier"}
@@ -57,5 +57,5 @@ def test_logits_are_computed_once_for_all_checks():
         calls.append(1)
         return predictor(*arguments)
 
-    evaluate(Evaluation(fake, counted, {}), ["accuracy", "calibration"])
+    evaluate(Evaluation(fake, {}, predictor=counted), ["accuracy", "calibration"])
     assert len(calls) == 1

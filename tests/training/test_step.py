@@ -141,10 +141,10 @@ def test_several_steps_in_one_call_equal_one_step_a_call(backend, monkeypatch):
     )
     call = compile_train_call(step, engine.gather)
     resident = replicate(engine.resident)
-    together, metrics = call(replicate(state), engine.inputs(0, STEPS), resident)
+    together, metrics = call(replicate(state), engine.inputs(0, STEPS), resident, None)
     apart, losses_apart = replicate(state), []
     for i in range(STEPS):
-        apart, of_call = call(apart, engine.inputs(i, i + 1), resident)
+        apart, of_call = call(apart, engine.inputs(i, i + 1), resident, None)
         losses_apart.append(of_call["loss"][0])
     assert metrics["loss"].shape == (STEPS,)
     assert int(together.step) == STEPS
@@ -155,9 +155,9 @@ def test_several_steps_in_one_call_equal_one_step_a_call(backend, monkeypatch):
 def test_the_call_compiles_once_and_takes_its_own_state_back():
     traces = []
 
-    def counted(state, raw):
+    def counted(state, raw, constants):
         traces.append(1)
-        return setup(AXIS)[0](state, raw)
+        return setup(AXIS)[0](state, raw, constants)
 
     engine = engines.build(
         {"name": "resident"}, split=SPLIT, batch_size=BATCH, sampler="uniform", seed=0
@@ -167,7 +167,7 @@ def test_the_call_compiles_once_and_takes_its_own_state_back():
     state = replicate(setup(AXIS)[1])
     first = state
     for i in range(3):
-        state, _ = call(state, engine.inputs(i, i + 1), resident)
+        state, _ = call(state, engine.inputs(i, i + 1), resident, None)
     assert len(traces) == 1
     assert all(x.is_deleted() for x in jax.tree.leaves(first.params))  # donated
 

@@ -1,0 +1,35 @@
+"""Dropout Distillation on scikit-learn's handwritten digits: teacher and student, nothing to download.
+
+Paper     the method of Rota Bulo et al. 2016 (PMLR 48:99-107); the data set is ours, for trying it out
+Command   python train.py --config=configs/distill_digits.py:teacher
+          python train.py --config=configs/distill_digits.py
+          python eval.py --workdir=runs/distill_digits --checks=distillation
+"""
+
+from sdd_jax import config as base
+from sdd_jax.models import models
+from sdd_jax.objectives import objectives
+from sdd_jax.training.schedules import schedules
+
+
+def get_config(argument: str = "student"):
+    """``argument``: ``student`` or ``teacher``."""
+    words = base.arguments(argument, ("student", "teacher"))
+    config = base.default()
+    config.dataset.name = "digits"
+    config.augment.pad = 1
+    config.model = models.options("mlp", width=64, depth=2, dropout_rate=0.5)
+    config.sd_dropout.weight = 0.0
+    config.optimizer.learning_rate = 0.05
+    config.schedule = schedules.options("step", milestones=("60 epochs",))
+    config.batch_size = 64
+    config.duration = "90 epochs"
+    config.log_every = "22 steps"
+    config.eval_every = "10 epochs"
+    config.checkpoint_every = "10 epochs"
+    if "teacher" not in words:
+        config.teacher = "runs/distill_digits-teacher"
+        config.objective = objectives.options("distill")
+        config.inputs = "perturbed"
+        config.schedule = schedules.options("cosine")
+    return config
