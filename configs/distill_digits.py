@@ -18,7 +18,7 @@ def get_config(argument: str = "student"):
     config = base.default()
     config.dataset.name = "digits"
     config.augment.pad = 1
-    config.model = models.options("mlp", width=64, depth=2, dropout_rate=0.5)
+    config.model = models.options("mlp", width=128, depth=2, dropout_rate=0.5)
     config.sd_dropout.weight = 0.0
     config.optimizer.learning_rate = 0.05
     config.schedule = schedules.options("step", milestones=("60 epochs",))
