@@ -80,16 +80,19 @@ def default() -> ConfigDict:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """A copy in which every named entry has all its options: what the run is recorded as.
+    """A copy with every field, and every option of each named entry: what the run is recorded as.
+
+    Fields that are not given, as in the record of a run of an earlier version, have their defaults.
 
     Raises:
-      InputError: an unknown name, or an option that the entry does not have.
+      InputError: a field that is none, an unknown name, or an option that the entry does not have.
     """
-    config = ConfigDict(config.to_dict())
+    full = default()
+    _update(full, config.to_dict(), "config")
     for section, registry in NAMED.items():
-        given = config[section].to_dict()
-        config[section] = registry.options(given.pop("name", None), **given)
-    return config
+        given = full[section].to_dict()
+        full[section] = registry.options(given.pop("name", None), **given)
+    return full
 
 
 def arguments(argument: str, allowed: Sequence[str]) -> set[str]:
@@ -115,6 +118,18 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
         for field in sorted(a.keys() | b.keys())
         if field not in OPERATIONAL and a.get(field) != b.get(field)
     ]
+
+
+def _update(full: ConfigDict, given: dict, path: str) -> None:
+    for key, value in given.items():
+        if key not in full:
+            raise InputError(f"{path}.{key}: there is no such field; {path} has {', '.join(full)}")
+        if isinstance(value, dict) and key not in NAMED:
+            _update(full[key], value, f"{path}.{key}")
+        elif isinstance(full[key], tuple):
+            full[key] = tuple(value)
+        else:
+            full[key] = value
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:

@@ -46,6 +46,7 @@ class Subject:
 class Experiment(Subject):
     """What a training run needs of a config."""
 
+    examples: data.Split
     engine: Engine
     objective: objectives.Objective
     schedule: optax.Schedule
@@ -70,7 +71,7 @@ class Experiment(Subject):
         """The objective's figures that hold for the whole run, from the first training inputs."""
         if self.objective.references is None:
             return {}
-        images = self.engine.resident["images"][:REFERENCE_INPUTS]
+        images = self.examples.images[:REFERENCE_INPUTS]
         position = jnp.arange(len(images))
         keys = example_keys(self.config.seed, "references", jnp.int32(0), position)
         images = jax.jit(self.prepare)(keys, images)
@@ -173,6 +174,7 @@ def load_experiment(config: ConfigDict) -> Experiment:
     )
     experiment = Experiment(
         **vars(subject),
+        examples=examples,
         engine=engine,
         objective=objective,
         schedule=schedule,

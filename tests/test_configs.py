@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+from ml_collections import ConfigDict
 
 from sdd_jax import config as base
 from sdd_jax import models
@@ -62,3 +63,28 @@ def test_another_entry_replaces_the_whole_section():
     config.model = {"width": 16}
     with pytest.raises(InputError, match="config.model.name: must be one of .*got None"):
         base.complete(config)
+
+
+def test_the_record_of_an_earlier_version_gets_the_defaults_of_what_it_lacks():
+    record = base.default().to_dict()
+    del record["inputs"], record["eval"]["mc_samples"]
+    record["dataset"]["mean"] = [0.5]  # as JSON gives it back
+    config = base.complete(ConfigDict(record))
+    assert config.inputs == "train"
+    assert config.eval.mc_samples == 100
+    assert config.dataset.mean == (0.5,)
+    assert base.differences(config, base.complete(ConfigDict(record))) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (None, "config.nope: there is no such field; config has augment, batch_size"),
+        ("dataset", "config.dataset.nope: there is no such field; config.dataset has cache_dir"),
+    ],
+)
+def test_a_field_that_is_none_is_refused(section, message):
+    record = base.default().to_dict()
+    (record[section] if section else record)["nope"] = 1
+    with pytest.raises(InputError, match=message):
+        base.complete(ConfigDict(record))
