@@ -126,9 +126,9 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_parameters(root, defaul
     assert checksums(tmp_path) == checksums(default_run[0])
 
 
-def test_sigterm_saves_and_exits_with_a_status_that_is_not_success(root, tmp_path):
+def test_sigterm_saves_and_the_same_command_resumes_on_another_number_of_devices(root, tmp_path):
     process = subprocess.Popen(
-        command(root, "train.py", f"--workdir={tmp_path}", "--config.duration=2000 epochs"),
+        command(root, "train.py", f"--workdir={tmp_path}", "--config.duration=120 epochs"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
     while "step 30/" not in process.stdout.readline():
@@ -138,6 +138,11 @@ def test_sigterm_saves_and_exits_with_a_status_that_is_not_success(root, tmp_pat
     assert process.returncode == 143
     step, _ = checksums(tmp_path)
     assert f"stopped after step {step}, which is saved" in error
+    done = run(root, "train.py", f"--workdir={tmp_path}", "--config.duration=120 epochs", devices=4)
+    assert done.returncode == 0, done.stderr
+    assert f"4 cpu device(s); resuming after step {step}" in done.stdout
+    assert metrics(tmp_path)[-1]["step"] == 2640
+    assert metrics(tmp_path)[-1]["eval/accuracy"] >= 0.95
 
 
 @pytest.mark.parametrize(
