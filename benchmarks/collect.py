@@ -2,7 +2,8 @@
 
     python benchmarks/collect.py RESULT.json --what=TEXT --machine=TEXT --run NAME WORKDIR COMMAND ...
 
-``--run`` may be repeated: a name for the run, its workdir, and the command that made it.
+``--run`` may be repeated: a name for the run, its workdir, and the command that made it. ``--last``
+keeps the last line of each log alone.
 """
 
 import argparse
@@ -11,14 +12,14 @@ import pathlib
 from typing import Any
 
 
-def collect(workdir: pathlib.Path, command: str) -> dict[str, Any]:
+def collect(workdir: pathlib.Path, command: str, *, last: bool) -> dict[str, Any]:
     """Versions, commit and all figures of a run."""
     record = json.loads((workdir / "config.json").read_text())
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     run = {
         "command": command,
         **{key: record[key] for key in ("versions", "commit", "devices")},
-        "metrics": [json.loads(line) for line in lines],
+        "metrics": [json.loads(line) for line in (lines[-1:] if last else lines)],
     }
     evaluation = workdir / "eval" / "metrics.json"
     if evaluation.is_file():
@@ -45,9 +46,13 @@ def main() -> None:
     parser.add_argument("output", type=pathlib.Path)
     parser.add_argument("--what", required=True)
     parser.add_argument("--machine", required=True)
+    parser.add_argument("--last", action="store_true")
     parser.add_argument("--run", nargs=3, action="append", required=True)
     given = parser.parse_args()
-    runs = {name: collect(pathlib.Path(path), command) for name, path, command in given.run}
+    runs = {
+        name: collect(pathlib.Path(path), command, last=given.last)
+        for name, path, command in given.run
+    }
     given.output.write_text(dump({"what": given.what, "machine": given.machine, "runs": runs}))
 
 

@@ -52,8 +52,7 @@ def evaluate() -> None:
         result = evaluate_workdir(
             workdir.value, names.value, checkpoint=which.value, data_dir=data_dir.value
         )
-        for name, value in result.items():
-            print(f"{name} {json.dumps(value)}")
+        print("\n".join(f"{name} {json.dumps(value)}" for name, value in result.items()))
 
     _run(main)
 
