@@ -4,6 +4,7 @@ Nothing is compiled yet.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -67,6 +68,11 @@ class Experiment(Subject):
             initialise=self.objective.initialise,
         )
 
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and dtypes of the state; the first look traces the network."""
+        return jax.eval_shape(self.create_state)
+
     def references(self) -> dict[str, float]:
         """The objective's figures that hold for the whole run, from the first training inputs."""
         if self.objective.references is None:
@@ -103,10 +109,6 @@ def load_subject(config: ConfigDict) -> Subject:
     check(samples >= 1, "config.eval.mc_samples", samples, "at least 1")
     dataset = data.load(config.dataset)
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
-    images = jnp.zeros((1, *dataset.image_shape))
-    jax.eval_shape(
-        lambda: model.init(jax.random.key(0), images)
-    )  # does the network take the images?
     return Subject(config, dataset, model)
 
 
@@ -185,7 +187,7 @@ def load_experiment(config: ConfigDict) -> Experiment:
         checkpoint_every=to_steps("checkpoint_every", config.checkpoint_every),
         steps_per_call=config.steps_per_call or (1 if jax.default_backend() == "cpu" else 100),
     )
-    jax.eval_shape(experiment.create_state)  # do the initial values fit the network?
+    _ = experiment.abstract_state  # does the network take the images, and the initial values?
     return experiment
 
 

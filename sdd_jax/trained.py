@@ -85,13 +85,9 @@ def load_teacher(workdir: str, dataset: Dataset, options: ConfigDict) -> Trained
     theirs = complete(read_config(pathlib.Path(workdir).expanduser(), field="config.teacher"))
     for name in ("name", "num_classes", "validation", "mean", "std"):
         ours_value, theirs_value = options[name], theirs.dataset[name]
-        if _plain(ours_value) != _plain(theirs_value):
+        if ours_value != theirs_value:
             raise InputError(
                 f"config.teacher: {workdir} was trained with config.dataset.{name} "
                 f"{theirs_value!r}, this run has {ours_value!r}"
             )
     return load_trained(workdir, dataset, field="config.teacher")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else value

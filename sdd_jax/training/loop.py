@@ -57,7 +57,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     # ------------------------------------------------------------------ state, new or resumed
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
-    restored = checkpoints.restore(jax.eval_shape(experiment.create_state))
+    restored = checkpoints.restore(experiment.abstract_state)
     start = 0 if restored is None else int(restored.step)
     result = _recorded_evaluation(folder, start)
     if start >= total and result:
