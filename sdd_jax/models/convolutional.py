@@ -12,7 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.models.base import Classifier, Dropout, conv_init, models
+from sdd_jax.models.base import Classifier, Dropout, models
+from sdd_jax.models.convolution import Conv
+from sdd_jax.models.pooling import avg_pool, max_pool
 
 
 class Layer(NamedTuple):
@@ -83,21 +85,20 @@ class Convolutional(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
         """Features ``[B, channels of the last layer]``."""
-        pools = {"max": nn.max_pool, "avg": nn.avg_pool}
+        pools = {"max": max_pool, "avg": avg_pool}
         x = Dropout(self.input_dropout_rate)(images, dropout_keys)
         for layer in self.layers:
             x = nn.relu(
-                nn.Conv(
+                Conv(
                     layer.channels,
                     (layer.size, layer.size),
                     strides=(layer.stride, layer.stride),
                     padding=layer.size // 2,
                     dtype=self.dtype,
-                    kernel_init=conv_init,
                 )(x)
             )
             if layer.pool:
-                x = pools[layer.pool](x, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)))
+                x = pools[layer.pool](x, 3, 2, (0, 1))
             if layer.dropout:
                 x = Dropout(self.dropout_rate)(x, dropout_keys)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

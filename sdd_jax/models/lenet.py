@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from sdd_jax.errors import check
 from sdd_jax.models.base import Classifier, Dropout, conv_init, models
+from sdd_jax.models.convolution import Conv
+from sdd_jax.models.pooling import max_pool
 
 
 @models.register("lenet")
@@ -50,10 +52,8 @@ class LeNet(nn.Module):
         )
         x = images
         for channels in (self.width, self.width * 5 // 2):
-            x = nn.Conv(channels, (5, 5), padding="VALID", dtype=self.dtype, kernel_init=conv_init)(
-                x
-            )
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = Conv(channels, (5, 5), padding="VALID", dtype=self.dtype)(x)
+            x = max_pool(x, 2, 2)
             x = Dropout(self.dropout_rate)(x, dropout_keys)
         x = x.reshape(x.shape[0], -1)
         return nn.relu(nn.Dense(25 * self.width, dtype=self.dtype, kernel_init=conv_init)(x))

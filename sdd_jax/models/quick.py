@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from sdd_jax.models.base import Classifier, Dropout, conv_init, models
+from sdd_jax.models.convolution import Conv
+from sdd_jax.models.pooling import avg_pool, max_pool
 
 
 @models.register("quick")
@@ -37,11 +39,10 @@ class Quick(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
         """Features ``[B, hidden]``."""
-        window = {"window_shape": (3, 3), "strides": (2, 2), "padding": ((0, 1), (0, 1))}
         x = images
-        for channels, pool in ((1, nn.max_pool), (1, nn.avg_pool), (2, nn.avg_pool)):
-            conv = nn.Conv(self.width * channels, (5, 5), dtype=self.dtype, kernel_init=conv_init)
-            x = pool(nn.relu(conv(x)), **window)
+        for channels, pool in ((1, max_pool), (1, avg_pool), (2, avg_pool)):
+            conv = Conv(self.width * channels, (5, 5), dtype=self.dtype)
+            x = pool(nn.relu(conv(x)), 3, 2, (0, 1))
             x = Dropout(self.dropout_rate)(x, dropout_keys)
         x = x.reshape(x.shape[0], -1)
         return nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=conv_init)(x))

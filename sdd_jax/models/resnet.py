@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from sdd_jax.errors import check
-from sdd_jax.models.base import Classifier, conv_init, models
+from sdd_jax.models.base import Classifier, models
+from sdd_jax.models.convolution import Conv
+from sdd_jax.models.pooling import max_pool
 
 STEMS = ("cifar", "imagenet")
 
@@ -87,7 +89,7 @@ class ResNet(nn.Module):
             x = nn.relu(norm(name="stem_norm")(conv(self.width, 3, name="stem_conv")(images)))
         else:
             x = nn.relu(norm(name="stem_norm")(conv(self.width, 7, 2, name="stem_conv")(images)))
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, 3, 2, (1, 1))
         for i, blocks in enumerate(self.stages):
             for j in range(blocks):
                 x = self.block(
@@ -102,13 +104,12 @@ class ResNet(nn.Module):
 
 def convolution(channels: int, size: int, stride: int = 1, **options) -> nn.Conv:
     """A convolution without bias whose padding does not depend on the size of the input."""
-    return nn.Conv(
+    return Conv(
         channels,
         (size, size),
         strides=(stride, stride),
         padding=size // 2,
         use_bias=False,
-        kernel_init=conv_init,
         **options,
     )
 
