@@ -1,6 +1,5 @@
 """The command lines of ``train.py`` and ``eval.py``."""
 
-import json
 import logging
 import pathlib
 import re
@@ -36,12 +35,20 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """Runs ``eval.py``: prints the checks' figures and writes ``DIR/eval/metrics.json``."""
+    """Runs ``eval.py``: prints the checks' figures; these, plots and a report go to ``DIR/eval``."""
+    from sdd_jax.config import default
+
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run.")
-    names = flags.DEFINE_list("checks", ["accuracy", "calibration"], "Which checks to run.")
+    names = flags.DEFINE_list("checks", ["accuracy", "calibration"], "Which checks to run, or all.")
+    compare = flags.DEFINE_list("compare", [], "Folders of runs to stand beside it in the report.")
     which = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-    data_dir = flags.DEFINE_string(
-        "data_dir", None, "In place of the run's config.dataset.data_dir."
+    full = default()
+    folders = {key: full.dataset[key] for key in ("data_dir", "cache_dir")}
+    replaceable = ConfigDict({"eval": full.eval, "dataset": folders})
+    if message := _unknown_override(sys.argv, replaceable):
+        _fail(2, message)
+    config_flags.DEFINE_config_dict(
+        "config", replaceable, "What replaces fields of the runs' configs."
     )
     _define_distributed()
 
@@ -49,10 +56,13 @@ def evaluate() -> None:
         from sdd_jax.evaluation.run import evaluate_workdir
 
         check(bool(workdir.value), "--workdir", workdir.value, "the folder of a run")
-        result = evaluate_workdir(
-            workdir.value, names.value, checkpoint=which.value, data_dir=data_dir.value
+        evaluate_workdir(
+            workdir.value,
+            names.value,
+            compare=compare.value,
+            checkpoint=which.value,
+            overrides=config_flags.get_override_values(flags.FLAGS["config"]),
         )
-        print("\n".join(f"{name} {json.dumps(value)}" for name, value in result.items()))
 
     _run(main)
 
@@ -115,24 +125,20 @@ def _parse(argv: list[str]) -> list[str]:
         _, of_ours, message = str(error).partition(f"{InputError.__name__}: ")
         _fail(2, message.partition("\n")[0] if of_ours else error)
     except (AttributeError, KeyError, TypeError):
-        message = _unknown_override(argv)
+        cards = [a.partition("=")[2] for a in argv if re.match("--?config=", a)]
+        parsed = flags.FLAGS["config"].parser.parse(cards[-1]) if cards else None
+        message = None if parsed is None else _unknown_override(argv, parsed)
         if message is None:
             raise  # a fault inside the card: its author needs the traceback
         _fail(2, message)
-    if "config" in flags.FLAGS:
-        path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-        if not pathlib.Path(path).is_file():
-            _fail(2, f"--config: must be a recipe card, there is no file {path!r}")
+    card = config_flags.get_config_filename(flags.FLAGS["config"])
+    if isinstance(card, str) and not pathlib.Path(path := card.partition(":")[0]).is_file():
+        _fail(2, f"--config: must be a recipe card, there is no file {path!r}")
     return rest
 
 
-def _unknown_override(argv: list[str]) -> str | None:
+def _unknown_override(argv: list[str], card: ConfigDict) -> str | None:
     """Which ``--config.A.B`` of the command line names no field of the card."""
-    flag = flags.FLAGS["config"]
-    cards = [a.partition("=")[2] for a in argv if re.match("--?config=", a)]
-    if not cards:
-        return None
-    card = flag.parser.parse(cards[-1])
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0]
         config, path = card, name.split(".")

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from sdd_jax.data.engines import engines
 from sdd_jax.errors import InputError
+from sdd_jax.evaluation.checks import default_options
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
 from sdd_jax.training.schedules import schedules
@@ -13,7 +14,8 @@ from sdd_jax.training.schedules import schedules
 # The sections that choose an entry of a registry.
 NAMED = {"model": models, "objective": objectives, "schedule": schedules, "engine": engines}
 
-# May differ between the runs of one workdir: they do not change what is trained.
+# May differ between the runs of one workdir: they do not change what is trained. A section stands for
+# all its fields.
 OPERATIONAL = (
     "dataset.data_dir",
     "dataset.cache_dir",
@@ -22,8 +24,7 @@ OPERATIONAL = (
     "checkpoint_every",
     "keep_checkpoints",
     "steps_per_call",
-    "eval.batch_size",
-    "eval.mc_samples",
+    "eval",
 )
 
 
@@ -74,7 +75,7 @@ def default() -> ConfigDict:
             "keep_checkpoints": 3,  # the latest; with a validation split also the best
             "engine": engines.options("resident"),
             "steps_per_call": 0,  # steps in one dispatch; 0: 1 on CPU, 100 elsewhere
-            "eval": {"batch_size": 1000, "mc_samples": 100},
+            "eval": {"batch_size": 1000} | default_options(),  # and the options of the checks
         }
     )
 
@@ -116,8 +117,12 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     return [
         f"config.{field}: {a.get(field)!r} now, {b.get(field)!r} there"
         for field in sorted(a.keys() | b.keys())
-        if field not in OPERATIONAL and a.get(field) != b.get(field)
+        if not _operational(field) and a.get(field) != b.get(field)
     ]
+
+
+def _operational(field: str) -> bool:
+    return field in OPERATIONAL or field.partition(".")[0] in OPERATIONAL
 
 
 def _update(full: ConfigDict, given: dict, path: str) -> None:

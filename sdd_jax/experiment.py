@@ -18,6 +18,8 @@ from sdd_jax.config import complete
 from sdd_jax.data import augment
 from sdd_jax.data.engines import Engine, engines
 from sdd_jax.errors import InputError, check
+from sdd_jax.evaluation.checks import build as build_check
+from sdd_jax.evaluation.checks import checks
 from sdd_jax.parallel import AXIS
 from sdd_jax.trained import load_teacher
 from sdd_jax.training import durations
@@ -105,8 +107,8 @@ def load_subject(config: ConfigDict) -> Subject:
     check(
         config.eval.batch_size >= 1, "config.eval.batch_size", config.eval.batch_size, "at least 1"
     )
-    samples = config.eval.mc_samples
-    check(samples >= 1, "config.eval.mc_samples", samples, "at least 1")
+    for name in checks.names():
+        build_check(name, config.eval.to_dict())
     dataset = data.load(config.dataset)
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
     return Subject(config, dataset, model)

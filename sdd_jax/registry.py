@@ -29,6 +29,8 @@ class Registry:
 
     def __init__(self, package: str, field: str):
         self._package, self._field = package, field
+        # A flag names an entry itself, a section of the config has a field for it.
+        self._name_field = field if field.startswith("--") else f"{field}.name"
         self._entries: dict[str, Callable] = {}
         self._complete = False
 
@@ -37,7 +39,7 @@ class Registry:
 
         def add(function: Callable) -> Callable:
             if name in self._entries:
-                raise ValueError(f"{self._field}.name: {name!r} is registered twice")
+                raise ValueError(f"{self._name_field}: {name!r} is registered twice")
             self._entries[name] = function
             return function
 
@@ -60,7 +62,7 @@ class Registry:
         """
         if name not in self.names():
             raise InputError(
-                f"{self._field}.name: must be one of {', '.join(self.names())}, got {name!r}"
+                f"{self._name_field}: must be one of {', '.join(self.names())}, got {name!r}"
             )
         return self._entries[name]
 

@@ -60,8 +60,34 @@ def test_eval_repeats_the_figure_from_the_checkpoint(root, default_run):
     workdir, _ = default_run
     done = run(root, "eval.py", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
-    printed = dict(line.split() for line in done.stdout.splitlines())
-    assert float(printed["eval/accuracy"]) == metrics(workdir)[-1]["eval/accuracy"]
+    assert done.stderr == ""
+    logged = metrics(workdir)[-1]["eval/accuracy"]
+    assert json.loads((workdir / "eval/metrics.json").read_text())["eval/accuracy"] == logged
+    row = next(line for line in done.stdout.splitlines() if line.startswith("accuracy, %"))
+    assert row.split()[-1] == f"{100 * logged:.2f}"
+    assert (workdir / "eval/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.eval.nope=1", "config.eval.nope: there is no such field; config.eval has"),
+        ("--config.seed=1", "config.seed: there is no such field; config has dataset, eval"),
+        ("--config.eval.pgd_steps=0", "config.eval.pgd_steps: must be at least 1, got 0"),
+        ("--config.eval.ood=digits", "config.eval.ood: must be other data sets"),
+        ("--checks=nope", "--checks: must be one of accuracy"),
+        ("--checks=mc_dropout,distillation", "--checks: distillation needs a run with"),
+        ("--checkpoint=7", "--checkpoint: "),
+        ("--compare=nowhere", "must hold a run"),
+    ],
+)
+def test_eval_says_in_one_line_what_it_cannot_do(root, default_run, argument, message):
+    checks = [] if argument.startswith("--checks") else ["--checks=accuracy,ood"]
+    done = run(root, "eval.py", f"--workdir={default_run[0]}", *checks, argument)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_four_devices_start_out_on_the_loss_curve_of_one_and_end_as_accurate(

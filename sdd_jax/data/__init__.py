@@ -1,5 +1,6 @@
 """Data: sources give arrays, samplers choose examples, engines bring batches to the device."""
 
 from sdd_jax.data.dataset import Dataset, Split, load
+from sdd_jax.data.resize import resized
 
-__all__ = ["Dataset", "Split", "load"]
+__all__ = ["Dataset", "Split", "load", "resized"]

@@ -10,15 +10,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from sdd_jax import evaluation
+from sdd_jax.evaluation import Evaluation
 from sdd_jax.experiment import Experiment, load_experiment
 from sdd_jax.parallel import AXIS, replicate
 from sdd_jax.training.checkpoints import Checkpoints
 from sdd_jax.training.metrics_log import MetricsLog, read_metrics
 from sdd_jax.training.step import compile_train_call, train_step
 from sdd_jax.training.workdir import open_workdir
-
-CHECKS = ("accuracy", "calibration")
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -86,11 +84,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     train_call = compile_train_call(step_fn, engine.gather)
     resident, constants = replicate((engine.resident, experiment.objective.constants))
     references = {f"train/{name}": value for name, value in experiment.references().items()}
-    predictor = evaluation.Predictor(experiment)
 
     def evaluate(split: str, prefix: str) -> dict[str, float]:
-        subject = evaluation.Evaluation(experiment, state.variables, split, predictor)
-        return evaluation.evaluate(subject, CHECKS, prefix=prefix)
+        summary = Evaluation(experiment, state.variables, split).summary()
+        return {f"{prefix}/{name}": value for name, value in summary.items()}
 
     # ------------------------------------------------------------------------------------ loop
     interval = _Interval(start, config.batch_size)

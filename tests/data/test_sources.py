@@ -103,7 +103,7 @@ def test_npz_with_unusable_arrays_is_refused(tmp_path, changes, message):
     ("changes", "message"),
     [
         ({"name": "npz:/nowhere.npz"}, "there is no file '/nowhere.npz'"),
-        ({"name": "no_such_set"}, "config.dataset.name: must be digits, npz:PATH or .*no_such_set"),
+        ({"name": "no_such_set"}, "config.dataset.name: must be digits, photos, npz:PATH or .*no_such_set"),
         ({"validation": 1.0}, r"config.dataset.validation: must be in \[0, 1\), got 1.0"),
         ({"validation": 1e-6}, "leaves both splits an image"),
         ({"num_classes": 3}, r"train: labels: must be in \[0, 3\), got 9"),
@@ -122,3 +122,17 @@ def test_damaged_npz_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match="not a readable npz file"):
         data.load(options(name=name))
+
+
+def test_photos_are_pieces_of_the_two_photographs_each_in_one_split():
+    from sklearn.datasets import load_sample_images
+
+    dataset = data.load(options(name="photos"))
+    assert {k: len(v) for k, v in dataset.splits.items()} == {"train": 260, "test": 260}
+    assert dataset.image_shape == (32, 32, 3)
+    pieces = {s.images[i].tobytes() for s in dataset.splits.values() for i in range(260)}
+    assert len(pieces) == 520
+    first, second = load_sample_images().images
+    assert first[32:64, 64:96].tobytes() in pieces
+    assert second[:32, :32].tobytes() in pieces
+    assert {*dataset.splits["test"].labels} == {0, 1}

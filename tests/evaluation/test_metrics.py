@@ -1,11 +1,18 @@
-"""Metrics against scikit-learn, and against loops by hand."""
+"""Metrics against scikit-learn and against loops by hand; the edges of all of them."""
+
+import math
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import scipy.special
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, top_k_accuracy_score
 
 from sdd_jax.evaluation import metrics
+
+pytestmark = pytest.mark.filterwarnings("error")
 
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.normal(size=(500, 8))).astype(np.float32)
@@ -13,21 +20,53 @@ LABELS = np.where(RNG.random(500) < 0.6, LOGITS.argmax(-1), RNG.integers(0, 8, 5
 LOG_PROBS = metrics.log_softmax(LOGITS)
 PROBS = np.exp(LOG_PROBS)
 
+# Every figure of logits and labels but accuracy, which has a rule of its own for undefined examples.
+FIGURES = {
+    "nll": metrics.negative_log_likelihood,
+    "brier": metrics.brier_score,
+    "ece": metrics.expected_calibration_error,
+    "ece_equal_mass": lambda *args: metrics.expected_calibration_error(*args, equal_mass=True),
+    "mce": metrics.maximum_calibration_error,
+    "mce_equal_mass": lambda *args: metrics.maximum_calibration_error(*args, equal_mass=True),
+    "classwise": metrics.classwise_calibration_error,
+    "aurc": metrics.area_under_risk_coverage,
+    "temperature": metrics.fit_temperature,
+}
+UNDEFINED = {
+    "nan": [np.nan] * 4,
+    "one_nan": [0, 1, np.nan, 2],
+    "inf": [0, np.inf, 0, 1],
+    "infs": [np.inf, np.inf, 0, -np.inf],
+    "all_minus_inf": [-np.inf] * 4,
+}
 
-def ece_by_hand(probs, labels, bins=15):
-    confidence, predicted = probs.max(-1), probs.argmax(-1)
-    total = 0.0
-    for b in range(bins):
-        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
-        if inside.any():
-            accuracy = (predicted[inside] == labels[inside]).mean()
-            total += inside.sum() * abs(accuracy - confidence[inside].mean())
-    return total / len(labels)
+
+def figures(logits, labels):
+    """All of FIGURES: from log-probabilities, but the temperature from logits."""
+    log_probs = metrics.log_softmax(logits)
+    return {
+        name: figure(logits if name == "temperature" else log_probs, labels)
+        for name, figure in FIGURES.items()
+    }
 
 
 def test_log_softmax_is_scipys_and_finite_for_extreme_logits():
     np.testing.assert_allclose(LOG_PROBS, scipy.special.log_softmax(LOGITS.astype(float), -1))
+    assert LOG_PROBS.dtype == np.float64
     assert np.isfinite(metrics.log_softmax(np.array([[1e4, -1e4]]))).all()
+    np.testing.assert_array_equal(metrics.log_softmax([[1e308, -1e308]]), [[0, -np.inf]])
+
+
+def test_log_softmax_of_minus_infinity_is_probability_zero():
+    result = metrics.log_softmax(np.array([[1.0, -np.inf, 1.0]]))
+    np.testing.assert_allclose(np.exp(result), [[0.5, 0, 0.5]])
+
+
+@pytest.mark.parametrize("row", UNDEFINED.values(), ids=UNDEFINED)
+def test_log_softmax_of_an_undefined_example_is_nan_and_leaves_the_others(row):
+    result = metrics.log_softmax(np.array([[0.0, 1, 2, 3], row]))
+    assert np.isnan(result[1]).all()
+    np.testing.assert_allclose(result[0], scipy.special.log_softmax([0.0, 1, 2, 3]))
 
 
 def test_accuracies_are_scikit_learns():
@@ -54,23 +93,143 @@ def test_brier_by_hand():
     assert metrics.brier_score(LOG_PROBS, LABELS) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("bins", [1, 10, 15])
-def test_ece_by_hand(bins):
-    expected = ece_by_hand(PROBS, LABELS, bins)
-    result = metrics.expected_calibration_error(LOG_PROBS, LABELS, num_bins=bins)
-    assert result == pytest.approx(expected, abs=1e-12)
-    assert result > 0.01
+def test_brier_of_two_classes_is_twice_scikit_learns_binary_one():
+    logits, labels = LOGITS[:, :2], LABELS % 2
+    expected = 2 * brier_score_loss(labels, scipy.special.softmax(logits.astype(float), -1)[:, 1])
+    result = metrics.brier_score(metrics.log_softmax(logits), labels)
+    assert result == pytest.approx(expected)
 
 
-def test_constant_and_perfectly_confident_predictions():
-    labels = np.arange(10)
-    constant = metrics.log_softmax(np.zeros((10, 10)))
-    assert metrics.negative_log_likelihood(constant, labels) == pytest.approx(np.log(10))
-    assert metrics.brier_score(constant, labels) == pytest.approx(0.9)
-    assert metrics.expected_calibration_error(constant, labels) == pytest.approx(0)
-    right = metrics.log_softmax(1e4 * np.eye(10))
-    assert metrics.expected_calibration_error(right, labels) == 0
-    assert metrics.negative_log_likelihood(right, labels) == 0
-    wrong = np.roll(right, 1, axis=0)
-    assert metrics.expected_calibration_error(wrong, labels) == 1
-    assert metrics.brier_score(wrong, labels) == 2
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_any_integer_labels_give_the_same_figures(dtype):
+    assert figures(LOGITS, LABELS.astype(dtype)) == figures(LOGITS, LABELS)
+
+
+def test_figures_leave_their_arguments_as_they_were():
+    logits, log_probs, labels = LOGITS.astype(float), LOG_PROBS.copy(), LABELS.copy()
+    figures(logits, labels)
+    for name in FIGURES:
+        FIGURES[name](log_probs, labels)
+    np.testing.assert_array_equal(logits, LOGITS)
+    np.testing.assert_array_equal(log_probs, LOG_PROBS)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize("dtype", [int, float])
+def test_every_figure_of_no_examples_is_nan(dtype):
+    logits, labels = np.zeros((0, 3)), np.zeros(0, dtype)
+    result = figures(logits, labels) | {"accuracy": metrics.top_k_accuracy(logits, labels)}
+    assert all(math.isnan(value) for value in result.values()), result
+    assert metrics.log_softmax(logits).shape == (0, 3)
+
+
+@pytest.mark.parametrize("row", UNDEFINED.values(), ids=UNDEFINED)
+def test_an_undefined_example_makes_every_figure_nan_but_accuracy_where_it_is_wrong(row):
+    logits = np.array([[5.0, 0, 0, 0], row, [0, 5, 0, 0], row])
+    for label in range(4):
+        labels = np.array([0, label, 1, label])
+        result = figures(logits, labels)
+        assert all(math.isnan(value) for value in result.values()), result
+        for k in (1, 2, 4):
+            assert metrics.top_k_accuracy(metrics.log_softmax(logits), labels, k=k) == 0.5
+
+
+@pytest.mark.parametrize("other", [-1e4, -np.inf])
+def test_perfect_confidence_that_is_always_right(other):
+    logits, labels = np.where(np.eye(10) > 0, 0, other), np.arange(10)
+    result = figures(logits, labels)
+    assert result.pop("temperature") == (0.01 if np.isfinite(other) else 1)
+    assert result == dict.fromkeys(result, 0)
+    assert math.copysign(1, result["nll"]) == 1
+
+
+@pytest.mark.parametrize("other", [-1e4, -np.inf])
+def test_perfect_confidence_that_is_always_wrong(other):
+    logits, labels = np.where(np.eye(10) > 0, 0, other), np.roll(np.arange(10), 1)
+    result = figures(logits, labels)
+    if np.isfinite(other):
+        assert result.pop("temperature") == 100
+    else:
+        assert math.isnan(result.pop("temperature"))
+    assert result.pop("nll") == -other
+    assert result.pop("brier") == 2
+    assert result.pop("classwise") == pytest.approx(0.2)
+    assert result == dict.fromkeys(result, 1)
+
+
+def test_one_probability_of_zero_for_a_label_leaves_all_finite_but_nll_and_temperature():
+    logits = np.array([[0, -np.inf], [0, -np.inf], [0, 0]])
+    result = figures(logits, np.array([1, 0, 0]))
+    assert result["nll"] == np.inf
+    assert result["brier"] == pytest.approx((2 + 0 + 0.5) / 3)
+    assert math.isnan(result["temperature"])
+    assert {name for name in result if not np.isfinite(result[name])} == {"nll", "temperature"}
+
+
+@pytest.mark.parametrize("label", [0, 3])
+def test_labels_of_one_class_alone(label):
+    labels = np.full(500, label)
+    result = figures(LOGITS, labels)
+    assert all(np.isfinite(value) for value in result.values()), result
+    assert metrics.top_k_accuracy(LOG_PROBS, labels) == np.mean(LOGITS.argmax(-1) == label)
+    assert result["nll"] == pytest.approx(log_loss(labels, PROBS, labels=np.arange(8)))
+
+
+def test_a_single_class_is_certain():
+    result = figures(RNG.normal(size=(6, 1)), np.zeros(6, int))
+    assert result.pop("temperature") == 1
+    assert result == dict.fromkeys(result, 0)
+    assert metrics.top_k_accuracy(np.zeros((6, 1)), np.zeros(6, int)) == 1
+
+
+def test_constant_logits():
+    labels = np.array([0] * 7 + [1] * 3 + [2] * 5 + [3] * 5)
+    result = figures(np.full((20, 5), 3.3), labels)
+    assert metrics.top_k_accuracy(metrics.log_softmax(np.full((20, 5), 3.3)), labels) == 0.35
+    expected = {
+        "nll": np.log(5),
+        "brier": 0.8,
+        "ece": 0.15,
+        "ece_equal_mass": 0.15,
+        "mce": 0.15,
+        "mce_equal_mass": 0.15,
+        "classwise": (0.15 + 0.05 + 0.05 + 0.05 + 0.2) / 5,
+        "aurc": 0.65,
+        "temperature": 1,
+    }
+    assert result == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "message"),
+    [
+        ((4, 3), np.zeros((4, 1), int), r"\(4, 3\) and \(4, 1\)"),
+        ((4, 3), np.zeros(5, int), r"\(4, 3\) and \(5,\)"),
+        ((4,), np.zeros(4, int), r"\(4,\) and \(4,\)"),
+        ((4, 3), np.array([0, 1, 2, 3]), r"in \[0, 3\), got int64 in \[0, 3\]"),
+        ((4, 3), np.array([0, 1, 2, -1]), r"got int64 in \[-1, 2\]"),
+        ((4, 3), np.zeros(4), "integers .* got float64"),
+    ],
+)
+def test_wrong_shapes_and_labels_are_refused(shape, labels, message):
+    for figure in [*FIGURES.values(), metrics.top_k_accuracy, metrics.risk_coverage]:
+        with pytest.raises(ValueError, match=message):
+            figure(np.zeros(shape), labels)
+
+
+def test_importing_the_metrics_imports_neither_scikit_learn_nor_scipy():
+    package = pathlib.Path(metrics.__file__).parent
+    # stand-ins for the packages above, which import more
+    script = f"""
+import sys, types
+folder = {str(package)!r}
+for name, path in (("sdd_jax", folder + "/../.."), ("sdd_jax.evaluation", folder + "/..")):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path]
+from sdd_jax.evaluation import metrics
+print(metrics.log_softmax([[0.0]]), sorted({{"numpy", "scipy", "sklearn"}} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[[0.]] ['numpy']"

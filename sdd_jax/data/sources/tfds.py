@@ -51,9 +51,9 @@ def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        known = ", ".join(n for n in sources.names() if n != "tfds")
+        known = ", ".join(n for n in sources.names() if n not in ("tfds", "npz"))
         raise InputError(
-            f"config.dataset.name: must be {known}:PATH or a data set known to tfds, got {name!r}"
+            f"config.dataset.name: must be {known}, npz:PATH or a data set known to tfds, got {name!r}"
         ) from error
     prepare = (
         f"prepare it with: pip install 'sdd_jax[prepare]' && tfds build {name} "

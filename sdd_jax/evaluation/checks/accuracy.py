@@ -1,14 +1,25 @@
-"""Accuracy and likelihood."""
+"""Accuracy and proper scores."""
 
-from sdd_jax.evaluation import metrics
-from sdd_jax.evaluation.checks import checks
+import dataclasses
+from typing import ClassVar
+
+from sdd_jax.evaluation.checks import Check, checks
+from sdd_jax.evaluation.findings import Findings, Headline
 
 
 @checks.register("accuracy")
-def accuracy(evaluation) -> dict[str, float]:
-    """Accuracy, top-5 accuracy (where there are more than five classes) and NLL."""
-    log_probs, labels = metrics.log_softmax(evaluation.logits), evaluation.labels
-    result = {"accuracy": metrics.top_k_accuracy(log_probs, labels)}
-    if log_probs.shape[-1] > 5:
-        result["top5_accuracy"] = metrics.top_k_accuracy(log_probs, labels, k=5)
-    return result | {"nll": metrics.negative_log_likelihood(log_probs, labels)}
+@dataclasses.dataclass(frozen=True)
+class Accuracy(Check):
+    """Accuracy, top-5 accuracy (of more than five classes), NLL, Brier score and ECE."""
+
+    title: ClassVar[str] = "Accuracy"
+
+    def __call__(self, evaluation) -> Findings:
+        """The figures of the clean images."""
+        return Findings(
+            evaluation.summary(),
+            headline=(
+                Headline("accuracy", "accuracy, %", 100),
+                Headline("nll", "NLL, nats", 1, 3, higher_is_better=False),
+            ),
+        )
