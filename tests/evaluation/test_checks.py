@@ -75,7 +75,20 @@ def test_without_a_validation_split_no_temperature_is_fitted_and_the_report_says
     subject = dataclasses.replace(ce.subject, dataset=dataset)
     found = build("calibration", {})(dataclasses.replace(ce, subject=subject))
     assert not any("temperature" in name or "scaled" in name for name in found.metrics)
-    assert found.notes == ("No validation split, so no temperature was fitted.",)
+    assert found.notes == ["No validation split, so no temperature was fitted."]
+
+
+def test_a_temperature_at_its_bound_is_explained(ce):
+    import dataclasses
+
+    right = np.flatnonzero(ce.logits.argmax(-1) == ce.labels)[:40]
+    splits = {**ce.subject.dataset.splits}
+    splits["validation"] = splits["test"].take(right)
+    dataset = dataclasses.replace(ce.subject.dataset, splits=splits)
+    subject = dataclasses.replace(ce.subject, dataset=dataset)
+    found = build("calibration", {})(dataclasses.replace(ce, subject=subject))
+    assert found.metrics["calibration/temperature"] == 0.01
+    assert "all 40 validation images are classified right" in found.notes[0]
 
 
 def test_detection_is_that_of_the_other_sets_resized_images(ce):

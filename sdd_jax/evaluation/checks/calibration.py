@@ -35,12 +35,17 @@ class Calibration(Check):
         }
         curves = {"as trained": metrics.reliability(log_probs, labels)}
         headline = [Headline("ece", "ECE, %", 100, higher_is_better=False)]
-        notes = ()
+        notes = []
         if "validation" in evaluation.subject.dataset.splits:
             validation = dataclasses.replace(evaluation, split="validation")
             temperature = metrics.fit_temperature(validation.logits, validation.labels)
             scaled = metrics.log_softmax(evaluation.logits / temperature)
             values["calibration/temperature"] = temperature
+            if temperature == metrics.LOWEST_TEMPERATURE:
+                notes.append(
+                    f"The temperature is at its bound: all {len(validation.labels)} validation images "
+                    "are classified right, so that more confidence is always better."
+                )
             values |= {f"calibration/scaled/{k}": v for k, v in _scores(scaled, labels).items()}
             curves["temperature-scaled"] = metrics.reliability(scaled, labels)
             headline += [
@@ -53,7 +58,7 @@ class Calibration(Check):
                 Headline("calibration/temperature", "fitted temperature", higher_is_better=None),
             ]
         else:
-            notes = ("No validation split, so no temperature was fitted.",)
+            notes.append("No validation split, so no temperature was fitted.")
         headline.append(Headline("calibration/aurc", "AURC", 1, 4, higher_is_better=False))
         plots = (
             Plot(

@@ -17,6 +17,7 @@ equal confidences or scores                   no figure depends on the order of 
 """
 
 from sdd_jax.evaluation.metrics.calibration import (
+    LOWEST_TEMPERATURE,
     Bins,
     classwise_calibration_error,
     expected_calibration_error,
@@ -34,6 +35,7 @@ from sdd_jax.evaluation.metrics.detection import detection, roc
 from sdd_jax.evaluation.metrics.selective import area_under_risk_coverage, risk_coverage
 
 __all__ = [
+    "LOWEST_TEMPERATURE",
     "Bins",
     "area_under_risk_coverage",
     "brier_score",
