@@ -6,22 +6,39 @@ program around them (models, data, training, evaluation) loads when it is import
 
 from sdd_jax.dropout import dropout, dropout_pair, dropout_samples
 from sdd_jax.losses import (
+    byot_feature_loss,
+    byot_loss,
     cross_entropy,
+    cs_kd_loss,
+    ddgsd_feature_loss,
+    ddgsd_loss,
+    dlb_loss,
+    dml_loss,
     dropout_distillation_loss,
     dropped_logits,
     kl_divergence,
     label_smoothing,
     pairwise_symmetric_kl,
+    ps_kd_loss,
+    r_drop_loss,
     sd_dropout_clean_student_loss,
     sd_dropout_loss,
     symmetric_kl,
+    tf_kd_loss,
 )
 from sdd_jax.mc_dropout import mc_dropout
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "byot_feature_loss",
+    "byot_loss",
     "cross_entropy",
+    "cs_kd_loss",
+    "ddgsd_feature_loss",
+    "ddgsd_loss",
+    "dlb_loss",
+    "dml_loss",
     "dropout",
     "dropout_distillation_loss",
     "dropout_pair",
@@ -31,7 +48,10 @@ __all__ = [
     "label_smoothing",
     "mc_dropout",
     "pairwise_symmetric_kl",
+    "ps_kd_loss",
+    "r_drop_loss",
     "sd_dropout_clean_student_loss",
     "sd_dropout_loss",
     "symmetric_kl",
+    "tf_kd_loss",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from sdd_jax import extensions
 from sdd_jax.data.engines import engines
 from sdd_jax.errors import InputError
 from sdd_jax.evaluation.checks import default_options
@@ -23,6 +24,7 @@ OPERATIONAL = (
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "engine",
     "steps_per_call",
     "eval",
 )
@@ -37,12 +39,14 @@ def default() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
+            "imports": (),  # files of your own that register networks, objectives, ...
             "dataset": {
                 "name": "digits",  # "digits", "npz:PATH" or a tfds name
                 "data_dir": "",  # empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
                 "cache_dir": "",  # of decoded tfds images; empty: ~/.cache/sdd_jax
                 "num_classes": 0,  # 0: as the data says
                 "validation": 0.0,  # share cut from train
+                "image_size": 0,  # pixels of a crop of images of any size; 0: as stored, in memory
                 "mean": (),  # per channel of pixels in [0, 1]; empty: from train
                 "std": (),
             },
@@ -59,6 +63,9 @@ def default() -> ConfigDict:
                 "num_samples": 2,  # masks; the term is the mean over their pairs
                 "gradient": "both",  # or "forward" (the authors' detach), "reverse"
                 "exclusive": False,  # disjoint masks
+                "position": 0,  # of the masks: 0 the features, s what the network's stage s gave
+                "ramp": 0.0,  # share of the run over which the weight grows from 0
+                "gradient_cosine": False,  # log it: forward against reverse gradient
             },
             "optimizer": {
                 "learning_rate": 0.1,
@@ -74,7 +81,7 @@ def default() -> ConfigDict:
             "checkpoint_every": "1 epochs",
             "keep_checkpoints": 3,  # the latest; with a validation split also the best
             "engine": engines.options("resident"),
-            "steps_per_call": 0,  # steps in one dispatch; 0: 1 on CPU, 100 elsewhere
+            "steps_per_call": 0,  # steps in one dispatch; 0: as the engine says
             "eval": {"batch_size": 1000} | default_options(),  # and the options of the checks
         }
     )
@@ -86,10 +93,12 @@ def complete(config: ConfigDict) -> ConfigDict:
     Fields that are not given, as in the record of a run of an earlier version, have their defaults.
 
     Raises:
-      InputError: a field that is none, an unknown name, or an option that the entry does not have.
+      InputError: a field that is none, an unknown name, an option that the entry does not have, or a
+        file of the user's that cannot be imported.
     """
     full = default()
     _update(full, config.to_dict(), "config")
+    full.imports = extensions.load(full.imports)
     for section, registry in NAMED.items():
         given = full[section].to_dict()
         full[section] = registry.options(given.pop("name", None), **given)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -68,6 +69,16 @@ class Experiment(Subject):
             seed=self.config.seed,
             image_shape=self.dataset.image_shape,
             initialise=self.objective.initialise,
+            auxiliary=self.objective.auxiliary,
+            memory=self._initial_memory(),
+        )
+
+    def _initial_memory(self):
+        if self.objective.memory is None:
+            return None
+        labels = jnp.asarray(self.examples.labels)
+        return self.objective.memory.create(
+            labels, self.dataset.num_classes, self.config.batch_size
         )
 
     @functools.cached_property
@@ -79,7 +90,7 @@ class Experiment(Subject):
         """The objective's figures that hold for the whole run, from the first training inputs."""
         if self.objective.references is None:
             return {}
-        images = self.examples.images[:REFERENCE_INPUTS]
+        images = np.asarray(self.examples.images[:REFERENCE_INPUTS])
         position = jnp.arange(len(images))
         keys = example_keys(self.config.seed, "references", jnp.int32(0), position)
         images = jax.jit(self.prepare)(keys, images)
@@ -144,6 +155,9 @@ def load_experiment(config: ConfigDict) -> Experiment:
     objective = objectives.build(
         config.objective,
         config.sd_dropout,
+        model=subject.model,
+        image_shape=subject.dataset.image_shape,
+        axis_name=AXIS,
         load_teacher=lambda: load_teacher(config.teacher, subject.dataset, config.dataset),
     )
     if config.teacher and objective.constants is None:
@@ -187,7 +201,7 @@ def load_experiment(config: ConfigDict) -> Experiment:
         log_every=to_steps("log_every", config.log_every),
         eval_every=to_steps("eval_every", config.eval_every),
         checkpoint_every=to_steps("checkpoint_every", config.checkpoint_every),
-        steps_per_call=config.steps_per_call or (1 if jax.default_backend() == "cpu" else 100),
+        steps_per_call=config.steps_per_call or engine.steps_per_call,
     )
     _ = experiment.abstract_state  # does the network take the images, and the initial values?
     return experiment
@@ -206,9 +220,7 @@ def _inputs(subject: Subject, objective: objectives.Objective) -> data.Split:
     if objective.uses_labels:
         name = subject.config.objective.name
         raise InputError(f"config.inputs: config.objective {name!r} needs labels, got {inputs!r}")
-    options = subject.config.dataset.copy_and_resolve_references()
-    options.update({"name": name, "validation": 0.0, "num_classes": 0, "mean": (), "std": ()})
-    other = data.load(options)
+    other = data.load_other(name, subject.config.dataset)
     check(
         other.image_shape == subject.dataset.image_shape,
         f"config.inputs: images of {name}",

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
 
@@ -17,6 +18,12 @@ def replicate(tree: Any) -> Any:
     """Puts host arrays on every local device once, laid out as mapped functions take and give them."""
     copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None), out_axes=None)
     return copy(jnp.arange(jax.local_device_count()), tree)
+
+
+def to_devices(shares: Any) -> Any:
+    """Puts host arrays ``[local devices, ...]`` where mapped functions take them without a copy."""
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(shares, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def local_shares(array: np.ndarray, *, axis: int = 0) -> np.ndarray:

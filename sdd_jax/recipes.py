@@ -1,8 +1,11 @@
 """What several recipe cards share: the recipes of the two papers."""
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from sdd_jax import config as base
+from sdd_jax.data.engines import engines
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
 from sdd_jax.training.schedules import schedules
@@ -19,19 +22,92 @@ def sd_dropout_cifar(dataset: str, model: str, argument: str) -> ConfigDict:
       model: a network in CIFAR form.
       argument: "sd_dropout" (weight 1) or "ce" (weight 0); "runlocal" shrinks it for a laptop.
     """
-    words = base.arguments(argument, ("sd_dropout", "ce", "runlocal"))
-    local = "runlocal" in words
-    config = base.default()
-    config.dataset.name = dataset
+    config = _sd_dropout(dataset, model, "cifar", argument)
     config.dataset.mean = (0.4914, 0.4822, 0.4465)
     config.dataset.std = (0.2023, 0.1994, 0.2010)
     config.augment.pad = 4
+    return config
+
+
+def sd_dropout_fine_grained(dataset: str, model: str, argument: str) -> ConfigDict:
+    """The recipe of the SD-Dropout paper for CUB-200-2011 and Stanford Dogs: as for CIFAR, batch 32.
+
+    Random crops of any size and shape resized to 224 pixels, flip; the test images' short side at 256,
+    224 in the middle; ImageNet's mean and standard deviation.
+
+    Args:
+      dataset: "caltech_birds2011" or "stanford_dogs".
+      model: a network in ImageNet form.
+      argument: "sd_dropout" (weight 1) or "ce" (weight 0); "runlocal" shrinks it for a laptop.
+    """
+    config = _of_any_size(_sd_dropout(dataset, model, "imagenet", argument), argument)
+    config.batch_size = 32
+    return config
+
+
+def sd_dropout_imagenet(model: str, argument: str) -> ConfigDict:
+    """The recipe of the SD-Dropout paper for ImageNet: batch 256, 90 epochs, divided by 10 every 30.
+
+    There is no warm-up; ``--config.schedule.warmup="5 epochs"`` adds one.
+
+    Args:
+      model: a network in ImageNet form.
+      argument: "sd_dropout" (weight 1) or "ce" (weight 0); "runlocal" shrinks it for a laptop.
+    """
+    config = _of_any_size(_sd_dropout("imagenet2012", model, "imagenet", argument), argument)
+    config.batch_size = 256
+    config.schedule.milestones = ("30 epochs", "60 epochs")
+    config.duration = "1 epochs" if _is_local(argument) else "90 epochs"
+    config.checkpoint_every = "1 epochs"
+    return config
+
+
+def _sd_dropout(dataset: str, model: str, stem: str, argument: str) -> ConfigDict:
+    """What the paper's recipes have in common."""
+    local = _is_local(argument)
+    config = base.default()
+    config.dataset.name = dataset
     config.augment.flip = True
-    config.model = models.options(model, stem="cifar", width=16 if local else 64)
-    config.sd_dropout.weight = 0.0 if "ce" in words else 1.0
+    config.model = models.options(model, stem=stem, width=16 if local else 64)
+    config.sd_dropout.weight = 0.0 if "ce" in _words(argument) else 1.0
     config.schedule = schedules.options("step", milestones=("100 epochs", "150 epochs"))
     config.duration = "3 epochs" if local else "200 epochs"
     config.checkpoint_every = "1 epochs" if local else "10 epochs"
+    return config
+
+
+def _of_any_size(config: ConfigDict, argument: str) -> ConfigDict:
+    """With photographs of any size, streamed, in the view of ImageNet's networks."""
+    config.dataset.image_size = 64 if _is_local(argument) else 224
+    config.dataset.mean = (0.485, 0.456, 0.406)
+    config.dataset.std = (0.229, 0.224, 0.225)
+    config.engine = engines.options("streamed")
+    config.eval.batch_size = 250
+    return config
+
+
+def _words(argument: str) -> set[str]:
+    return base.arguments(argument, ("sd_dropout", "ce", "runlocal"))
+
+
+def _is_local(argument: str) -> bool:
+    return "runlocal" in _words(argument)
+
+
+def beside_sd_dropout(
+    recipe: Callable[[str], ConfigDict], method: str, argument: str
+) -> ConfigDict:
+    """Another self-distillation method by the same recipe, alone or with SD-Dropout at weight 0.1.
+
+    Args:
+      recipe: one of the SD-Dropout paper's, from its argument.
+      method: the name of an objective.
+      argument: "sd_dropout" adds the term; "runlocal" as in the recipe.
+    """
+    words = base.arguments(argument, ("sd_dropout", "runlocal"))
+    config = recipe(",".join({"ce"} | words - {"sd_dropout"}))
+    config.objective = objectives.options(method)
+    config.sd_dropout.weight = 0.1 if "sd_dropout" in words else 0.0
     return config
 
 

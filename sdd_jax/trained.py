@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sdd_jax import models
@@ -13,9 +14,7 @@ from sdd_jax.config import complete
 from sdd_jax.data import Dataset
 from sdd_jax.errors import InputError
 from sdd_jax.parallel import AXIS
-from sdd_jax.training import state as train_state
 from sdd_jax.training.checkpoints import Checkpoints
-from sdd_jax.training.optimizer import sgd
 from sdd_jax.training.workdir import read_config
 
 
@@ -54,19 +53,17 @@ def load_trained(
     config = complete(read_config(folder, field=field))
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
     like = jax.eval_shape(
-        lambda: train_state.create(
-            model,
-            sgd(config.optimizer, lambda step: 0.0),
-            seed=config.seed,
-            image_shape=dataset.image_shape,
-        )
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
     )
     checkpoints = Checkpoints(folder, read_only=True)
-    state = checkpoints.restore(like, which=checkpoint)
+    restored = checkpoints.restore_variables(
+        {"params": like["params"], "batch_stats": like.get("batch_stats", {})}, which=checkpoint
+    )
     checkpoints.close()
-    if state is None:
+    if restored is None:
         raise InputError(f"{field}: {folder} holds no checkpoint")
-    return Trained(config, model, int(state.step), state.variables)
+    step, variables = restored
+    return Trained(config, model, step, variables)
 
 
 def load_teacher(workdir: str, dataset: Dataset, options: ConfigDict) -> Trained:
@@ -83,7 +80,7 @@ def load_teacher(workdir: str, dataset: Dataset, options: ConfigDict) -> Trained
     if not workdir:
         raise InputError("config.teacher: must be the workdir of a finished run, got ''")
     theirs = complete(read_config(pathlib.Path(workdir).expanduser(), field="config.teacher"))
-    for name in ("name", "num_classes", "validation", "mean", "std"):
+    for name in ("name", "num_classes", "validation", "image_size", "mean", "std"):
         ours_value, theirs_value = options[name], theirs.dataset[name]
         if ours_value != theirs_value:
             raise InputError(

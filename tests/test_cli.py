@@ -14,6 +14,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 
+pytestmark = pytest.mark.slow
+
+
 def command(root, script, *arguments):
     return [sys.executable, str(root / script), *map(str, arguments)]
 
@@ -106,16 +109,22 @@ def test_four_devices_start_out_on_the_loss_curve_of_one_and_end_as_accurate(
     assert abs(one[-1]["eval/accuracy"] - four[-1]["eval/accuracy"]) <= 0.01
 
 
+@pytest.mark.parametrize("engine", ["resident", "streamed"])
 def test_two_processes_of_two_devices_train_the_run_of_one_and_stop_together(
-    root, default_run, tmp_path
+    root, default_run, tmp_path, engine
 ):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    distributed = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
+    options = [
+        f"--workdir={tmp_path}",
+        f"--config.engine={{'name': '{engine}'}}",
+        f"--coordinator_address=127.0.0.1:{port}",
+        "--num_processes=2",
+    ]
     processes = [
         subprocess.Popen(
-            command(root, "train.py", f"--workdir={tmp_path}", *distributed, f"--process_id={i}"),
+            command(root, "train.py", *options, f"--process_id={i}"),
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(2),
         )
         for i in range(2)

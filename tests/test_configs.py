@@ -45,6 +45,33 @@ def test_the_papers_cifar_recipe(root, dataset):
     assert (config.model.name, config.model.stem, config.model.width) == ("resnet18", "cifar", 64)
 
 
+@pytest.mark.parametrize(
+    ("card", "dataset", "batch_size", "milestones", "duration"),
+    [
+        ("cub200_resnet18.py", "caltech_birds2011", 32, (100, 150), "200 epochs"),
+        ("stanford_dogs_resnet18.py", "stanford_dogs", 32, (100, 150), "200 epochs"),
+        ("imagenet_resnet152.py", "imagenet2012", 256, (30, 60), "90 epochs"),
+    ],
+)
+def test_the_papers_recipes_at_224_pixels(root, card, dataset, batch_size, milestones, duration):
+    config = load(root, card)
+    assert (config.dataset.name, config.dataset.image_size) == (dataset, 224)
+    assert config.dataset.mean == (0.485, 0.456, 0.406)
+    assert config.dataset.std == (0.229, 0.224, 0.225)
+    assert config.engine.name == "streamed"
+    assert (config.augment.pad, config.augment.flip) == (0, True)
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (0.1, 1e-4)
+    assert (config.schedule.factor, config.schedule.warmup) == (0.1, "0 steps")
+    assert config.schedule.milestones == tuple(f"{epoch} epochs" for epoch in milestones)
+    assert (config.batch_size, config.duration) == (batch_size, duration)
+    assert (config.model.stem, config.model.width) == ("imagenet", 64)
+    assert config.model.name == card.removesuffix(".py").rpartition("_")[2]
+    assert config.sd_dropout.weight == 1
+    assert load(root, f"{card}:ce").sd_dropout.weight == 0
+    small = load(root, f"{card}:ce,runlocal")
+    assert (small.model.width, small.dataset.image_size) == (16, 64)
+
+
 def test_arguments_of_a_card_choose_the_objective_and_the_scale(root):
     config = load(root, "cifar100_resnet18.py:ce,runlocal")
     assert config.sd_dropout.weight == 0

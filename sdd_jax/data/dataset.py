@@ -1,4 +1,4 @@
-"""A data set in memory, checked."""
+"""A data set, checked: in memory, or stored as images of any size."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from sdd_jax.data.sources import sources
+from sdd_jax.data.stored import StoredImages
 from sdd_jax.errors import InputError, check
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images ``[N, H, W, C]`` uint8 and labels ``[N]`` int32."""
+    """Images ``[N, H, W, C]`` uint8, perhaps not decoded yet, and labels ``[N]`` int32."""
 
-    images: np.ndarray
+    images: np.ndarray | StoredImages
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -55,25 +56,38 @@ def load(options: Mapping[str, Any]) -> Dataset:
     Args:
       options: ``config.dataset``: ``name`` ("digits", "npz:PATH" or a tfds name), ``data_dir``,
         ``cache_dir``, ``num_classes`` (0: from the data), ``validation`` (share of train),
-        ``mean`` and ``std`` (empty: computed from train).
+        ``image_size`` (0, or not there: as stored, in memory), ``mean`` and ``std`` (empty: computed
+        from train, which takes images in memory).
 
     Raises:
       InputError: the data set is unknown, absent, empty, or its arrays are not what they must be.
     """
-    name = options["name"]
-    share = options["validation"]
+    name, share = options["name"], options["validation"]
+    image_size = options.get("image_size", 0)
     check(0 <= share < 1, "config.dataset.validation", share, "in [0, 1)")
+    check(image_size >= 0, "config.dataset.image_size", image_size, "0 or more")
+    for key in ("mean", "std") if image_size else ():
+        allowed = "3 numbers where config.dataset.image_size is set"
+        check(len(options[key]) == 3, f"config.dataset.{key}", options[key], allowed)
     source, _, argument = name.partition(":")
     if source not in sources.names():
         source, argument = "tfds", name
-    arrays, num_classes = sources.get(source)(
-        argument, data_dir=options["data_dir"], cache_dir=options["cache_dir"]
+    arrays, num_classes = sources.build(
+        {"name": source},
+        argument=argument,
+        data_dir=options["data_dir"],
+        cache_dir=options["cache_dir"],
+        encoded=image_size > 0,
     )
     num_classes = options["num_classes"] or num_classes
     splits = {}
     for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        splits[split] = _checked(f"dataset {name}, {split}", images, labels, num_classes)
+        what, images = f"dataset {name}, {split}", arrays[f"{split}_images"]
+        if isinstance(images, np.ndarray):
+            images = _checked_images(what, images)
+        if image_size:
+            images = StoredImages(images, image_size, what)
+        splits[split] = _checked(what, images, arrays[f"{split}_labels"], num_classes)
     train_shape, test_shape = (splits[s].images.shape[1:] for s in ("train", "test"))
     if train_shape != test_shape:
         raise InputError(
@@ -85,14 +99,33 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return Dataset(name, num_classes, splits, *_normalisation(options, splits["train"].images))
 
 
-def _checked(what: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Split:
-    """The split, if rank, dtype and range are right; grey images without a channel axis get one."""
+def load_other(name: str, options: Mapping[str, Any]) -> Dataset:
+    """Loads another data set from the folders, and in the image size, that ``config.dataset`` says.
+
+    Raises:
+      InputError: as ``load``.
+    """
+    other = dict(options) | {"name": name, "num_classes": 0, "validation": 0.0}
+    if not options.get("image_size", 0):
+        other |= {"mean": (), "std": ()}  # its images need not have as many channels
+    return load(other)
+
+
+def _checked_images(what: str, images: np.ndarray) -> np.ndarray:
+    """The images, if rank and dtype are right; grey ones without a channel axis get one."""
     if images.ndim == 3:
         images = images[..., None]
     check(images.ndim == 4, f"{what}: images", images.shape, "[N, H, W, C] or [N, H, W]")
     check(images.dtype == np.uint8, f"{what}: images", str(images.dtype), "uint8")
-    check(len(images) > 0, f"{what}: images", images.shape, "at least one image")
     check(images.shape[-1] in (1, 3), f"{what}: images", images.shape, "of 1 or 3 channels")
+    return images
+
+
+def _checked(
+    what: str, images: np.ndarray | StoredImages, labels: np.ndarray, num_classes: int
+) -> Split:
+    """The split, if there are images, and a label in range for each."""
+    check(len(images) > 0, f"{what}: images", images.shape, "at least one image")
     check(
         labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer),
         f"{what}: labels",
@@ -130,7 +163,9 @@ def _cut(train: Split, share: float) -> tuple[Split, Split]:
     return train.take(np.flatnonzero(~mask)), train.take(np.flatnonzero(mask))
 
 
-def _normalisation(options: Mapping[str, Any], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _normalisation(
+    options: Mapping[str, Any], images: np.ndarray | StoredImages
+) -> tuple[np.ndarray, np.ndarray]:
     """Per-channel mean and standard deviation, of the config or else of the training images."""
     channels = images.shape[-1]
     given = {key: np.asarray(options[key], np.float32) for key in ("mean", "std")}
@@ -142,6 +177,8 @@ def _normalisation(options: Mapping[str, Any], images: np.ndarray) -> tuple[np.n
             f"empty or {channels} numbers",
         )
     check(bool(np.all(given["std"] > 0)), "config.dataset.std", options["std"], "greater than 0")
+    if all(map(len, given.values())):
+        return given["mean"], given["std"]
     # From the histogram: exact, and no floating-point copy of the images.
     counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)])
     shares, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255

@@ -8,22 +8,45 @@ from sdd_jax.losses._divergence import GRADIENTS, entropy, kl_divergence, symmet
 from sdd_jax.losses._dropout_distillation import DIVERGENCES, dropout_distillation_loss
 from sdd_jax.losses._sd_dropout import (
     dropped_logits,
+    head_of_each,
     pairwise_symmetric_kl,
     sd_dropout_clean_student_loss,
     sd_dropout_loss,
 )
+from sdd_jax.losses._self_distillation import (
+    byot_feature_loss,
+    byot_loss,
+    cs_kd_loss,
+    ddgsd_feature_loss,
+    ddgsd_loss,
+    dlb_loss,
+    dml_loss,
+    r_drop_loss,
+)
+from sdd_jax.losses._soft_targets import ps_kd_loss, tf_kd_loss
 
 __all__ = [
     "DIVERGENCES",
     "GRADIENTS",
+    "byot_feature_loss",
+    "byot_loss",
     "cross_entropy",
+    "cs_kd_loss",
+    "ddgsd_feature_loss",
+    "ddgsd_loss",
+    "dlb_loss",
+    "dml_loss",
     "dropout_distillation_loss",
     "dropped_logits",
     "entropy",
+    "head_of_each",
     "kl_divergence",
     "label_smoothing",
     "pairwise_symmetric_kl",
+    "ps_kd_loss",
+    "r_drop_loss",
     "sd_dropout_clean_student_loss",
     "sd_dropout_loss",
     "symmetric_kl",
+    "tf_kd_loss",
 ]

@@ -1,7 +1,7 @@
 """SD-Dropout: a network distils itself between two dropout masks on its penultimate features."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -99,15 +99,29 @@ def dropped_logits(
     dropped = dropout_samples(
         key, features, rate=rate, num_samples=num_samples, exclusive=exclusive
     )
-    if features.ndim == 1:
-        return [head_fn(f) for f in dropped]
-    # The head sees one batch of B * num_samples rows, of the rank it is used to. An example's masks
-    # lie next to each other, so a batch that is sharded over devices stays where it is.
-    batch = features.shape[0]
-    stacked = jnp.stack(dropped, axis=1).reshape(batch * num_samples, *features.shape[1:])
+    return head_of_each(head_fn, dropped)
+
+
+def head_of_each(head_fn: HeadFn, samples: Sequence[jax.Array]) -> list[jax.Array]:
+    """The logits of several arrays of features, in one call of the head.
+
+    Args:
+      head_fn: features ``[N, ..., D]`` to logits ``[N, ..., K]``.
+      samples: arrays ``[B, ..., D]`` (or ``[D]``, under vmap).
+
+    Returns:
+      As many arrays ``[B, ..., K]``.
+    """
+    first = samples[0]
+    if first.ndim == 1:
+        return [head_fn(features) for features in samples]
+    # The head sees one batch of rows of the rank it is used to. An example's samples lie next to each
+    # other, so a batch that is sharded over devices stays where it is.
+    batch, count = first.shape[0], len(samples)
+    stacked = jnp.stack(samples, axis=1).reshape(batch * count, *first.shape[1:])
     logits = head_fn(stacked)
-    logits = logits.reshape(batch, num_samples, *logits.shape[1:])
-    return [logits[:, s] for s in range(num_samples)]
+    logits = logits.reshape(batch, count, *logits.shape[1:])
+    return [logits[:, s] for s in range(count)]
 
 
 def pairwise_symmetric_kl(

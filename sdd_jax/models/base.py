@@ -2,7 +2,8 @@
 
 A network is a linen module with four methods:
 
-* ``features(images, *, train, dropout_keys)``: ``[B, H, W, C]`` to penultimate features ``[B, D]``;
+* ``features(images, *, train, dropout_keys, stage)``: ``[B, H, W, C]`` to penultimate features
+  ``[B, D]``;
 * ``drop(features, dropout_keys)``: the network's own dropout on these features, if it has any;
 * ``head(features)``: features to logits ``[B, K]``, applicable any number of times;
 * ``__call__``: the three in a row.
@@ -60,7 +61,8 @@ class Classifier(nn.Module):
 
     Attributes:
       backbone: module ``(images, *, train, dropout_keys) -> features [B, D]``; its attribute
-        ``dropout_rate``, if it has one, is that of the dropout inside it.
+        ``dropout_rate``, if it has one, is that of the dropout inside it. If it has a ``num_stages``, it
+        sows what each gave as ``stages``, and takes ``stage`` (see ``features``).
       num_classes: K.
       dropout_rate: of the dropout on the features.
     """
@@ -75,10 +77,19 @@ class Classifier(nn.Module):
         self.classifier = nn.Dense(self.num_classes, kernel_init=dense_init)
 
     def features(
-        self, images: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        dropout_keys: jax.Array | None = None,
+        stage: int = 0,
     ) -> jax.Array:
-        """Penultimate features ``[B, D]`` of ``images`` ``[B, H, W, C]``."""
-        features = self.backbone(images, train=train, dropout_keys=dropout_keys)
+        """Penultimate features ``[B, D]`` of ``images`` ``[B, H, W, C]``.
+
+        With a ``stage`` above 0, ``images`` are what that stage gave, and the rest of the network runs.
+        """
+        after = {"stage": stage} if stage else {}
+        features = self.backbone(images, train=train, dropout_keys=dropout_keys, **after)
         return features.astype(jnp.float32)
 
     def drop(self, features: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
@@ -95,6 +106,10 @@ class Classifier(nn.Module):
         """Logits ``[B, K]`` of ``images`` ``[B, H, W, C]``."""
         features = self.features(images, train=train, dropout_keys=dropout_keys)
         return self.head(self.drop(features, dropout_keys))
+
+    def num_stages(self) -> int:
+        """How many stages the backbone has, whose results can be looked at and replaced."""
+        return getattr(self.backbone, "num_stages", 0)
 
     def stochastic(self) -> tuple[bool, bool]:
         """Whether there is dropout inside the backbone, and on the features."""

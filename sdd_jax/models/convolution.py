@@ -1,5 +1,6 @@
-"""The convolution layer that the networks share."""
+"""The convolution and batch-norm layers that the networks share."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -32,3 +33,36 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args, **options) -> j
 
 
 Conv = partial(nn.Conv, kernel_init=conv_init, conv_general_dilated=conv_general_dilated)
+
+
+def convolution(channels: int, size: int, stride: int = 1, **options) -> nn.Conv:
+    """A convolution without bias whose padding does not depend on the size of the input."""
+    return Conv(
+        channels,
+        (size, size),
+        strides=(stride, stride),
+        padding=size // 2,
+        use_bias=False,
+        **options,
+    )
+
+
+def layers(
+    *, train: bool, axis_name: str | None, dtype: jnp.dtype
+) -> tuple[Callable[..., nn.Conv], Callable[..., nn.BatchNorm]]:
+    """What a network with batch norm is made of: `convolution`, and the constructor of its norm.
+
+    Args:
+      train: normalise by the statistics of the batch, and update the running ones.
+      axis_name: the mapped axis over which the batch's statistics are averaged, None without one.
+      dtype: of the computation.
+    """
+    norm = partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=axis_name,
+        dtype=dtype,
+    )
+    return partial(convolution, dtype=dtype), norm

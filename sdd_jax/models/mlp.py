@@ -30,12 +30,24 @@ class MLP(nn.Module):
     dropout_rate: float
     dtype: jnp.dtype
 
+    @property
+    def num_stages(self) -> int:
+        """One for each layer."""
+        return self.depth
+
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
-        """Features ``[B, width]``."""
-        x = images.reshape(images.shape[0], -1)
-        for layer in range(self.depth):
+    def __call__(
+        self, x: jax.Array, *, train: bool, dropout_keys: jax.Array | None, stage: int = 0
+    ):
+        """Features ``[B, width]`` of images, or of what stage number ``stage`` gave."""
+        x = x.reshape(x.shape[0], -1)
+        for layer in range(stage, self.depth):
             if layer > 0:
-                x = Dropout(self.dropout_rate)(x, dropout_keys)
-            x = nn.relu(nn.Dense(self.width, dtype=self.dtype, kernel_init=conv_init)(x))
+                drop = Dropout(self.dropout_rate, name=f"Dropout_{layer - 1}")
+                x = drop(x, dropout_keys)
+            dense = nn.Dense(
+                self.width, dtype=self.dtype, kernel_init=conv_init, name=f"Dense_{layer}"
+            )
+            x = nn.relu(dense(x))
+            self.sow("intermediates", "stages", x)
         return x

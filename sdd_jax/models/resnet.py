@@ -5,7 +5,6 @@ their stride on the 3x3 convolution, as the published parameter counts and torch
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 from sdd_jax.errors import check
 from sdd_jax.models.base import Classifier, models
-from sdd_jax.models.convolution import Conv
+from sdd_jax.models.convolution import layers
 from sdd_jax.models.pooling import max_pool
 
 STEMS = ("cifar", "imagenet")
@@ -73,25 +72,24 @@ class ResNet(nn.Module):
     axis_name: str | None
     dtype: jnp.dtype
 
+    @property
+    def num_stages(self) -> int:
+        """As many as the paper's, the stem aside."""
+        return len(self.stages)
+
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
-        """Features ``[B, 8 * width * expansion]``."""
-        conv = partial(convolution, dtype=self.dtype)
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
-        )
-        if self.stem == "cifar":
-            x = nn.relu(norm(name="stem_norm")(conv(self.width, 3, name="stem_conv")(images)))
-        else:
-            x = nn.relu(norm(name="stem_norm")(conv(self.width, 7, 2, name="stem_conv")(images)))
+    def __call__(
+        self, x: jax.Array, *, train: bool, dropout_keys: jax.Array | None, stage: int = 0
+    ):
+        """Features ``[B, 8 * width * expansion]`` of images, or of what stage number ``stage`` gave."""
+        conv, norm = layers(train=train, axis_name=self.axis_name, dtype=self.dtype)
+        if stage == 0 and self.stem == "cifar":
+            x = nn.relu(norm(name="stem_norm")(conv(self.width, 3, name="stem_conv")(x)))
+        elif stage == 0:
+            x = nn.relu(norm(name="stem_norm")(conv(self.width, 7, 2, name="stem_conv")(x)))
             x = max_pool(x, 3, 2, (1, 1))
-        for i, blocks in enumerate(self.stages):
-            for j in range(blocks):
+        for i in range(stage, len(self.stages)):
+            for j in range(self.stages[i]):
                 x = self.block(
                     width=self.width * 2**i,
                     stride=2 if i > 0 and j == 0 else 1,
@@ -99,19 +97,8 @@ class ResNet(nn.Module):
                     norm=norm,
                     name=f"stage{i + 1}_block{j + 1}",
                 )(x)
+            self.sow("intermediates", "stages", x)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-
-
-def convolution(channels: int, size: int, stride: int = 1, **options) -> nn.Conv:
-    """A convolution without bias whose padding does not depend on the size of the input."""
-    return Conv(
-        channels,
-        (size, size),
-        strides=(stride, stride),
-        padding=size // 2,
-        use_bias=False,
-        **options,
-    )
 
 
 def _register(name: str, block: type[nn.Module], stages: Sequence[int]) -> None:

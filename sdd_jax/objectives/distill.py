@@ -55,7 +55,7 @@ def distill(
 
     def loss(forward, batch, keys):
         images = batch.views[0]
-        view = forward(images, dropout=False)
+        view = forward(images, dropout=None)
         samples = jnp.stack(
             [
                 teacher_logits(batch.constants, images, keys(f"teacher{i}"))

@@ -81,6 +81,26 @@ class Checkpoints:
         Raises:
           InputError: there are checkpoints, but not this one or none that can be read.
         """
+        return self._first_readable(lambda step: self._restore(step, like), which)
+
+    def restore_variables(
+        self, like: dict[str, Any], *, which: str = "latest"
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Restores the step and the network's variables alone, whatever else the run has kept.
+
+        Args:
+          like: ``{"params": ..., "batch_stats": ...}``, abstract will do.
+          which: as in :meth:`restore`; what is damaged is passed over in the same way.
+
+        Returns:
+          The step and the variables as host arrays, or None if there is no checkpoint at all.
+
+        Raises:
+          InputError: as :meth:`restore`.
+        """
+        return self._first_readable(lambda step: (step, self._variables(step, like)), which)
+
+    def _first_readable(self, read: Callable[[int], Any], which: str) -> Any | None:
         steps = sorted(self._manager.all_steps())
         if not steps:
             return None
@@ -95,7 +115,7 @@ class Checkpoints:
             steps = [step]
         for step in reversed(steps):
             try:
-                return self._restore(step, like)
+                return read(step)
             except Exception as error:  # whatever the file format's reader makes of damaged files
                 reason = str(error).partition("\n")[0][:200]
                 _logger.warning(
@@ -118,6 +138,22 @@ class Checkpoints:
         if _checksums(state) != items["record"]["checksums"]:
             raise ValueError("the arrays are not those that were saved")
         return state
+
+    def _variables(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        items = self._restore_items(step, state=ocp.args.StandardRestore(), record=_RECORD)
+        variables = {}
+        for part, expected in like.items():
+            found = dict(jax.tree_util.tree_leaves_with_path(items["state"].get(part) or {}))
+            leaves, structure = jax.tree_util.tree_flatten_with_path(expected)
+            arrays = [np.asarray(found.pop(path)) for path, _ in leaves]
+            if found or [a.shape for a in arrays] != [leaf.shape for _, leaf in leaves]:
+                raise ValueError("the arrays are not those of the network")
+            for (path, _), array in zip(leaves, arrays, strict=True):
+                name = f".{part}{jax.tree_util.keystr(path)}"
+                if _checksum(array) != items["record"]["checksums"][name]:
+                    raise ValueError("the arrays are not those that were saved")
+            variables[part] = jax.tree.unflatten(structure, arrays)
+        return variables
 
     def _restore_items(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -150,7 +186,8 @@ class _LatestAndBest(PreservationPolicy):
 def _checksums(state: Any) -> dict[str, int]:
     """CRC-32 of every array, by its path in the state."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).tobytes())
-        for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path): _checksum(leaf) for path, leaf in leaves}
+
+
+def _checksum(array: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())

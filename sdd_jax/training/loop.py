@@ -79,6 +79,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
         optimizer=experiment.optimizer,
         prepare=experiment.prepare,
         seed=config.seed,
+        steps_per_epoch=engine.steps_per_epoch,
+        total_steps=total,
         axis_name=AXIS,
     )
     train_call = compile_train_call(step_fn, engine.gather)
@@ -128,6 +130,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
         finally:
             checkpoints.close()
             log.close()
+            engine.close()
     print(f"{folder} is finished: step {total}, eval/accuracy {result['eval/accuracy']:.4f}")
     return result
 

@@ -10,7 +10,7 @@ import optax
 
 from sdd_jax import losses
 from sdd_jax.data.engines import RawBatch
-from sdd_jax.objectives import Batch, Objective, View
+from sdd_jax.objectives import Batch, Clock, Objective, View
 from sdd_jax.parallel import AXIS
 from sdd_jax.training.random import example_keys
 from sdd_jax.training.state import TrainState
@@ -26,6 +26,8 @@ def train_step(
     optimizer: optax.GradientTransformation,
     prepare: Callable[[jax.Array, jax.Array], jax.Array],
     seed: int,
+    steps_per_epoch: int = 1,
+    total_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one step of gradient descent.
@@ -39,6 +41,8 @@ def train_step(
       optimizer: the gradient transformation.
       prepare: ``(keys [B], uint8 images) -> float images``: augmentation and normalisation.
       seed: the root of all randomness.
+      steps_per_epoch: of the data engine, for objectives that look at the clock.
+      total_steps: of the run, likewise.
       axis_name: the mapped axis over which gradients and metrics are averaged, None without one.
 
     Returns:
@@ -49,35 +53,27 @@ def train_step(
     def keys(stream: str) -> jax.Array:
         return example_keys(seed, stream, state.step, raw.position)
 
-    views = tuple(prepare(keys(f"augment{v}"), images) for v, images in enumerate(raw.views))
-    batch = Batch(views, raw.labels, raw.index, constants)
+    batch = Batch(
+        views=tuple(prepare(keys(f"augment{v}"), images) for v, images in enumerate(raw.views)),
+        labels=raw.labels,
+        index=raw.index,
+        position=raw.position,
+        clock=Clock(state.step, steps_per_epoch, total_steps),
+        constants=constants,
+        memory=state.memory,
+        axis_name=axis_name,
+    )
 
     def loss_fn(params):
-        def head(features):
-            return model.apply({"params": params}, features, method="head")
-
-        def forward(images, *, batch_stats=None, dropout=True):
-            dropout_keys = keys("dropout") if dropout else None
-            variables = {
-                "params": params,
-                "batch_stats": state.batch_stats if batch_stats is None else batch_stats,
-            }
-            features, updated = model.apply(
-                variables,
-                images,
-                train=True,
-                dropout_keys=dropout_keys,
-                method="features",
-                mutable=["batch_stats"],
-            )
-            dropped = model.apply({}, features, dropout_keys, method="drop")
-            return View(features, head(dropped), head, updated.get("batch_stats", {}))
-
+        forward = _Forward(model, objective.auxiliary, params, state, keys)
         output = objective.loss(forward, batch, keys)
         loss = sum(term.weight * jnp.mean(term.values) for term in output.terms.values())
-        return loss, output_of(output)
+        auxiliary_stats = state.auxiliary.get("batch_stats", {})
+        if output.auxiliary_stats is not None:
+            auxiliary_stats = output.auxiliary_stats
+        return loss, (output.batch_stats, auxiliary_stats, output.remember, _metrics(output))
 
-    def output_of(output):
+    def _metrics(output):
         logits = output.view.logits
         per_example = {
             "entropy": losses.entropy(logits),
@@ -87,21 +83,83 @@ def train_step(
         if objective.uses_labels:
             correct = jnp.argmax(logits, axis=-1) == batch.labels
             per_example["accuracy"] = correct.astype(jnp.float32)
-        return output.batch_stats, {name: jnp.mean(v) for name, v in per_example.items()}
+        return {name: jnp.mean(v) for name, v in per_example.items()}
 
-    (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    derivative = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (batch_stats, auxiliary_stats, remember, metrics)), grads = derivative(state.trainable)
     metrics = {"loss": loss, **metrics}
     if axis_name is not None:
         # The devices' shares are of one size, so the mean of means is the mean over the batch.
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    updated = optax.apply_updates(state.trainable, updates)
     next_state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=updated["params"] if state.auxiliary else updated,
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
+    if state.auxiliary:
+        second = {"params": updated["auxiliary"], "batch_stats": auxiliary_stats}
+        next_state = next_state.replace(auxiliary=second)
+    if objective.memory is not None:
+        written = jax.lax.stop_gradient((batch.index, batch.position, remember))
+        if axis_name is not None:
+            written = jax.lax.all_gather(written, axis_name, tiled=True)
+        next_state = next_state.replace(memory=objective.memory.update(state.memory, *written))
     return next_state, metrics
+
+
+class _Forward:
+    """The network, and the auxiliary one, with the parameters that are differentiated."""
+
+    def __init__(self, model, auxiliary, params, state, keys):
+        self._model, self._auxiliary, self._state, self._keys = model, auxiliary, state, keys
+        self._params = params["params"] if state.auxiliary else params
+        self._auxiliary_params = params["auxiliary"] if state.auxiliary else None
+
+    def __call__(self, images, *, batch_stats=None, dropout="dropout"):
+        stats = self._state.batch_stats if batch_stats is None else batch_stats
+        dropout_keys = None if dropout is None else self._keys(dropout)
+
+        def run(x, method, **options):
+            variables = {"params": self._params, "batch_stats": stats}
+            collections = ["batch_stats", "intermediates"]
+            options |= {"train": True, "dropout_keys": dropout_keys}
+            return self._model.apply(variables, x, method=method, mutable=collections, **options)
+
+        def logits_of(features):
+            return self._head(self._model.apply({}, features, dropout_keys, method="drop"))
+
+        def resume(x, stage):
+            return logits_of(run(x, "features", stage=stage)[0])
+
+        features, updated = run(images, "features")
+        return View(
+            features=features,
+            logits=logits_of(features),
+            head=self._head,
+            batch_stats=updated.get("batch_stats", {}),
+            stages=updated.get("intermediates", {}).get("backbone", {}).get("stages", ()),
+            resume=resume,
+        )
+
+    def auxiliary(self, *arguments):
+        variables = {
+            "params": self._auxiliary_params,
+            "batch_stats": self._state.auxiliary["batch_stats"],
+        }
+        result, updated = self._auxiliary.module.apply(
+            variables,
+            *arguments,
+            train=True,
+            dropout_keys=self._keys("auxiliary_dropout"),
+            mutable=["batch_stats"],
+        )
+        return result, updated.get("batch_stats", {})
+
+    def _head(self, features):
+        return self._model.apply({"params": self._params}, features, method="head")
 
 
 def compile_train_call(

@@ -103,7 +103,10 @@ def test_npz_with_unusable_arrays_is_refused(tmp_path, changes, message):
     ("changes", "message"),
     [
         ({"name": "npz:/nowhere.npz"}, "there is no file '/nowhere.npz'"),
-        ({"name": "no_such_set"}, "config.dataset.name: must be digits, photos, npz:PATH or .*no_such_set"),
+        (
+            {"name": "no_such_set"},
+            "config.dataset.name: must be digits, photos, npz:PATH or .*no_such_set",
+        ),
         ({"validation": 1.0}, r"config.dataset.validation: must be in \[0, 1\), got 1.0"),
         ({"validation": 1e-6}, "leaves both splits an image"),
         ({"num_classes": 3}, r"train: labels: must be in \[0, 3\), got 9"),

@@ -1,10 +1,12 @@
 """tfds data sets, written and read through the real library, without TensorFlow."""
 
 import io
+import pickle
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sdd_jax import config as base
 from sdd_jax import data
@@ -16,67 +18,56 @@ LABELS = np.arange(30) % 5
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> str:
-    """A tfds data_dir with three prepared sets: tiny_images, no_labels and many_sizes."""
+def data_dir(tmp_path_factory, prepare, encoded) -> str:
+    """A data_dir with the prepared sets tiny_images, no_labels, many_sizes, secret_test and masked."""
     import tensorflow_datasets as tfds
-    from PIL import Image
 
-    def png(image):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "PNG")
-        file.seek(0)
-        return file
+    path = tmp_path_factory.mktemp("tfds")
+    fixed = tfds.features.Image(shape=(8, 8, 3), encoding_format="png")
+    image = tfds.features.Image(encoding_format="png")
+    label = tfds.features.ClassLabel(num_classes=7)
 
-    def builder(set_name, features, example):
-        with tfds.core.registered.skip_registration():
+    def made(name, features, example):
+        examples = [example(i) for i in range(30)]
+        prepare(path, name, features, {"train": examples[:20], "test": examples[20:]})
 
-            class Made(tfds.core.GeneratorBasedBuilder):
-                name = set_name
-                VERSION = tfds.core.Version("1.0.0")
-
-                def _info(self):
-                    return self.dataset_info_from_configs(
-                        features=tfds.features.FeaturesDict(features)
-                    )
-
-                def _split_generators(self, dl_manager):
-                    return {
-                        "train": self._generate_examples(0, 20),
-                        "test": self._generate_examples(20, 30),
-                    }
-
-                def _generate_examples(self, start, stop):
-                    for i in range(start, stop):
-                        yield i, example(i)
-
-        return Made
-
-    path = str(tmp_path_factory.mktemp("tfds"))
-    image, label = (
-        tfds.features.Image(encoding_format="png"),
-        tfds.features.ClassLabel(num_classes=7),
+    made(
+        "tiny_images",
+        {"image": fixed, "label": label},
+        lambda i: {"image": encoded(IMAGES[i]), "label": LABELS[i]},
     )
-    for made in (
-        builder(
-            "tiny_images",
-            {"image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"), "label": label},
-            lambda i: {"image": png(IMAGES[i]), "label": LABELS[i]},
-        ),
-        builder("no_labels", {"image": image}, lambda i: {"image": png(IMAGES[i])}),
-        builder(
-            "many_sizes",
-            {"image": image, "label": label},
-            lambda i: {"image": png(IMAGES[i, : 4 + i % 4]), "label": LABELS[i]},
-        ),
-    ):
-        made(data_dir=path, file_format="array_record").download_and_prepare()
-    return path
+    made("no_labels", {"image": image}, lambda i: {"image": encoded(IMAGES[i])})
+    made(
+        "many_sizes",
+        {"image": image, "label": label},
+        lambda i: {"image": encoded(IMAGES[i, : 4 + i % 4]), "label": LABELS[i]},
+    )
+    made(
+        "masked",
+        {"image": image, "label": label, "mask": image},
+        lambda i: {"image": encoded(IMAGES[i]), "label": LABELS[i], "mask": encoded(IMAGES[i])},
+    )
+    prepare(
+        path,
+        "secret_test",
+        {"image": fixed, "label": label},
+        {
+            "train": [{"image": encoded(IMAGES[i]), "label": LABELS[i]} for i in range(8)],
+            "validation": [{"image": encoded(IMAGES[i]), "label": LABELS[i]} for i in range(8, 12)],
+            "test": [{"image": encoded(IMAGES[i]), "label": -1} for i in range(12, 20)],
+        },
+    )
+    return str(path)
 
 
-def options(data_dir, tmp_path, name):
+def options(data_dir, tmp_path, name, **changes):
     config = base.default().dataset
     config.update({"name": name, "data_dir": data_dir, "cache_dir": str(tmp_path / "cache")})
+    config.update(changes)
     return config
+
+
+OF_ANY_SIZE = {"image_size": 4, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 
 
 def test_images_and_labels_are_those_that_were_written(data_dir, tmp_path):
@@ -124,6 +115,53 @@ def test_sets_that_are_not_image_classification_are_refused(data_dir, tmp_path):
         data.load(options(data_dir, tmp_path, "no_labels"))
     with pytest.raises(InputError, match="images of 'many_sizes' must have one size"):
         data.load(options(data_dir, tmp_path, "many_sizes"))
+
+
+def test_images_of_any_size_stay_encoded_and_their_labels_are_read_without_them(
+    data_dir, tmp_path, monkeypatch
+):
+    import tensorflow_datasets as tfds
+
+    def fail(*_):
+        pytest.fail("decoded")
+
+    monkeypatch.setattr(tfds.features.Image, "decode_example_np", fail)  # masks neither
+    whole = options(data_dir, tmp_path, "masked", **OF_ANY_SIZE)
+    dataset = data.load(whole)
+    assert dataset.image_shape == (4, 4, 3)
+    assert (dataset.num_classes, len(dataset.splits["test"].images)) == (7, 10)
+    file = source.EncodedImages("masked", data_dir, "train")[3]
+    image = np.asarray(Image.open(io.BytesIO(file)))
+    (place,) = [i for i in range(20) if np.array_equal(IMAGES[i], image)]
+    assert dataset.splits["train"].labels[3] == LABELS[place]
+
+
+def test_labels_are_cached_beside_the_arrays(data_dir, tmp_path, monkeypatch):
+    first = data.load(options(data_dir, tmp_path, "many_sizes", **OF_ANY_SIZE))
+    monkeypatch.setattr(source, "_read_labels", lambda *_: pytest.fail("read again"))
+    second = data.load(options(data_dir, tmp_path, "many_sizes", **OF_ANY_SIZE))
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(first.splits[split].labels, second.splits[split].labels)
+    data.load(options(data_dir, tmp_path, "tiny_images"))
+    monkeypatch.undo()
+    small = data.load(options(data_dir, tmp_path, "tiny_images", **OF_ANY_SIZE))
+    assert small.image_shape == (4, 4, 3)
+
+
+def test_encoded_images_open_again_in_another_process(data_dir):
+    images = source.EncodedImages("many_sizes", data_dir, "test")
+    again = pickle.loads(pickle.dumps(images))
+    assert [again[i] for i in range(10)] == [images[i] for i in range(10)]
+
+
+def test_a_test_split_without_labels_gives_way_to_validation(data_dir, tmp_path):
+    for changes in ({}, OF_ANY_SIZE):
+        dataset = data.load(options(data_dir, tmp_path, "secret_test", **changes))
+        assert {name: len(split) for name, split in dataset.splits.items()} == {
+            "train": 8,
+            "test": 4,
+        }
+        np.testing.assert_array_equal(np.sort(dataset.splits["test"].labels), np.sort(LABELS[8:12]))
 
 
 def test_tensorflow_is_never_imported():

@@ -13,12 +13,6 @@ LOGITS = RANDOM.normal(size=(6, 5)) * 3
 LABELS = np.array([0, 4, 2, 2, 1, 3])
 
 
-@pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def numpy_log_softmax(logits):
     logits = np.asarray(logits, np.float64)
     return logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))

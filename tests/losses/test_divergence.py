@@ -15,12 +15,6 @@ P, Q, R = RANDOM.normal(size=(3, 6, 5)) * 2
 DIVERGENCES = [kl_divergence, symmetric_kl]
 
 
-@pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def numpy_softmax(logits, temperature=1.0):
     weights = np.exp(np.asarray(logits, np.float64) / temperature)
     return weights / weights.sum(axis=-1, keepdims=True)

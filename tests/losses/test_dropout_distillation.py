@@ -24,12 +24,6 @@ PROBS = scipy.special.softmax(TEACHER.astype(np.float64), axis=-1)
 MEAN = np.einsum("s,sbk->bk", MASS, PROBS)  # the ideal ensemble
 
 
-@pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def student(kernel):
     return INPUTS @ kernel
 

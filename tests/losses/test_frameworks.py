@@ -20,12 +20,6 @@ KERNEL = jnp.asarray(RANDOM.normal(size=(16, 5)), jnp.float32)
 KEYS = jax.random.split(jax.random.key(0), 8)
 
 
-@pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def per_example(kernel, features, keys):
     return sd_dropout_loss(features, lambda f: f @ kernel, keys, rate=0.3)
 

@@ -1,7 +1,9 @@
 """Values and gradients of the losses against those of the SD-Dropout authors' own code."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,11 @@ import pytest
 
 import sdd_jax
 import sdd_jax.losses._sd_dropout as sd_dropout_module
-from sdd_jax import cross_entropy, label_smoothing
 
 PROBLEMS = json.loads((Path(__file__).parents[1] / "author_losses.json").read_text())
 NO_KEY = jax.random.key(0)  # the masks are the authors', not drawn
+# Differentiated by, where the authors recorded it.
+ARGUMENTS = ("features", "kernel", "bias", "mid_logits", "mid_features")
 
 
 def golden_masks(inputs, dtype, monkeypatch):
@@ -23,7 +26,7 @@ def golden_masks(inputs, dtype, monkeypatch):
 
     def golden_samples(key, x, *, rate, num_samples, exclusive):
         assert (rate, num_samples, exclusive) == (inputs["rate"], 2, False)
-        return [x * mask for mask in masks]
+        return [x * mask[: len(x)] for mask in masks]
 
     def golden_dropout(key, x, *, rate):
         assert rate == inputs["rate"]
@@ -33,73 +36,152 @@ def golden_masks(inputs, dtype, monkeypatch):
     monkeypatch.setattr(sd_dropout_module, "dropout", golden_dropout)
 
 
-def sd_dropout(features, head, inputs, gradient="both"):
-    rate, temperature = inputs["rate"], inputs["temperature"]
-    return sdd_jax.sd_dropout_loss(
-        features, head, NO_KEY, rate=rate, temperature=temperature, gradient=gradient
+@dataclass(frozen=True)
+class Problem:
+    """A batch as the losses see it. ``inputs`` holds the rest: constants, branches, a second network."""
+
+    features: jax.Array
+    kernel: jax.Array
+    bias: jax.Array
+    labels: jax.Array
+    inputs: dict[str, Any]
+
+    def head(self, features):
+        return features @ self.kernel + self.bias[None]
+
+    @property
+    def logits(self):
+        return self.head(self.features)
+
+    @property
+    def options(self):
+        return {name: self.inputs[name] for name in ("rate", "temperature")}
+
+    def halves(self):
+        """The images and their partners, or the two views."""
+        half = len(self.features) // 2
+        return [
+            replace(self, features=self.features[rows], labels=self.labels[rows])
+            for rows in (slice(None, half), slice(half, None))
+        ]
+
+
+# Terms of a loss: the name that the authors log the value under -> (weight, values).
+
+
+def cross_entropy(problem):
+    return {"loss_ce": (1, sdd_jax.cross_entropy(problem.logits, problem.labels))}
+
+
+def label_smoothing(problem):
+    return {"loss_ce": (1, sdd_jax.label_smoothing(problem.logits, problem.labels))}
+
+
+def dropped(problem):
+    features = sd_dropout_module.dropout(NO_KEY, problem.features, rate=problem.inputs["rate"])
+    return replace(problem, features=features)
+
+
+def dropout_ce(problem):
+    values = sdd_jax.cross_entropy(dropped(problem).logits, problem.labels)
+    return {"loss_dropout": (problem.inputs["sdd_weight"], values)}
+
+
+def sd_dropout(problem, gradient="both", name="loss_kl"):
+    values = sdd_jax.sd_dropout_loss(
+        problem.features, problem.head, NO_KEY, gradient=gradient, **problem.options
     )
+    return {name: (problem.inputs["sdd_weight"], values)}
 
 
-def clean_student(features, head, inputs, gradient="both"):
-    rate, temperature = inputs["rate"], inputs["temperature"]
-    return sdd_jax.sd_dropout_clean_student_loss(
-        features, head, NO_KEY, rate=rate, temperature=temperature, gradient=gradient
+def clean_student(problem, gradient="both"):
+    values = sdd_jax.sd_dropout_clean_student_loss(
+        problem.features, problem.head, NO_KEY, gradient=gradient, **problem.options
     )
+    return {"loss_kl": (problem.inputs["sdd_weight"], values)}
 
 
-def dropout_ce(features, head, inputs, labels):
-    return cross_entropy(
-        head(sd_dropout_module.dropout(NO_KEY, features, rate=inputs["rate"])), labels
-    )
+def cs_kd(problem):
+    images, partners = problem.halves()
+    values = sdd_jax.cs_kd_loss(images.logits, partners.logits)
+    return cross_entropy(images) | {"loss_kl": (problem.inputs["kd_weight"], values)}
 
 
-# case -> (term against the labels, what is added to it with the weight, the name of its value)
+def cs_kd_sd_dropout(problem):
+    images, _ = problem.halves()
+    return cs_kd(problem) | sd_dropout(images, name="loss_kl_dropout")
+
+
+def ddgsd(problem):
+    view_1, view_2 = problem.halves()
+    ce = [sdd_jax.cross_entropy(view.logits, view.labels) for view in (view_1, view_2)]
+    kl = sdd_jax.ddgsd_loss(view_1.logits, view_2.logits)
+    distance = sdd_jax.ddgsd_feature_loss(view_1.features, view_2.features)
+    return {
+        "loss_ce": (1, ce[0] + ce[1]),
+        "loss_kl": (problem.inputs["kd_weight"], kl),
+        "loss_mmd": (0.005, distance),
+    }
+
+
+def ddgsd_sd_dropout(problem):
+    """Each image of each view has one mask; the term is between the views."""
+    temperature = problem.inputs["temperature"]
+    view_1, view_2 = dropped(problem).halves()
+    divergence = sdd_jax.symmetric_kl(view_1.logits, view_2.logits, temperature=temperature)
+    weight = problem.inputs["sdd_weight"]
+    return ddgsd(problem) | {"loss_kl_dropout": (weight, temperature**2 * divergence)}
+
+
+def byot(problem):
+    """The authors' names mislead: ``loss_kl`` are the branches' cross-entropies, ``loss_mmd`` the KL."""
+    weight, features, logits = problem.inputs["kd_weight"], problem.features, problem.logits
+    branches, branch_features = problem.inputs["mid_logits"], problem.inputs["mid_features"]
+    ce = sum(sdd_jax.cross_entropy(z, problem.labels) for z in branches)
+    kl = sum(sdd_jax.byot_loss(z, logits) for z in branches)
+    distance = sum(sdd_jax.byot_feature_loss(f, features) for f in branch_features)
+    return cross_entropy(problem) | {
+        "loss_kl": (0.9 * weight, ce),
+        "loss_mmd": (0.1 * weight, kl),
+        "not logged": (1e-6 * weight, distance),
+    }
+
+
+def dml(problem):
+    names = {"features": "features_b", "kernel": "kernel_b", "bias": "bias_b"}
+    other = replace(problem, **{a: problem.inputs[b] for a, b in names.items()})
+    ce = [sdd_jax.cross_entropy(network.logits, problem.labels) for network in (problem, other)]
+    kl = sdd_jax.dml_loss(problem.logits, other.logits)
+    return {"loss_ce": (1, (ce[0] + ce[1]) / 2), "loss_kl": (problem.inputs["kd_weight"], kl)}
+
+
 CASES = {
-    "cross_entropy": (cross_entropy, None, None),
-    "label_smoothing": (label_smoothing, None, None),
-    "sd_dropout": (cross_entropy, lambda f, h, i, y: sd_dropout(f, h, i), "loss_kl"),
-    "sd_dropout_detach": (
-        cross_entropy,
-        lambda f, h, i, y: sd_dropout(f, h, i, "forward"),
-        "loss_kl",
-    ),
-    "sd_dropout_label_smoothing": (
-        label_smoothing,
-        lambda f, h, i, y: sd_dropout(f, h, i),
-        "loss_kl",
-    ),
-    "sd_dropout_clean_student": (
-        cross_entropy,
-        lambda f, h, i, y: clean_student(f, h, i),
-        "loss_kl",
-    ),
-    "sd_dropout_clean_student_detach": (
-        cross_entropy,
-        lambda f, h, i, y: clean_student(f, h, i, "forward"),
-        "loss_kl",
-    ),
-    "dropout_ce": (None, dropout_ce, "loss_dropout"),
-    "clean_plus_dropout_ce": (cross_entropy, dropout_ce, "loss_dropout"),
+    "cross_entropy": cross_entropy,
+    "label_smoothing": label_smoothing,
+    "sd_dropout": lambda p: cross_entropy(p) | sd_dropout(p),
+    "sd_dropout_detach": lambda p: cross_entropy(p) | sd_dropout(p, "forward"),
+    "sd_dropout_label_smoothing": lambda p: label_smoothing(p) | sd_dropout(p),
+    "sd_dropout_clean_student": lambda p: cross_entropy(p) | clean_student(p),
+    "sd_dropout_clean_student_detach": lambda p: cross_entropy(p) | clean_student(p, "forward"),
+    "dropout_ce": dropout_ce,
+    "clean_plus_dropout_ce": lambda p: cross_entropy(p) | dropout_ce(p),
+    "cs_kd": cs_kd,
+    "cs_kd_sd_dropout": cs_kd_sd_dropout,
+    "ddgsd": ddgsd,
+    "ddgsd_sd_dropout": ddgsd_sd_dropout,
+    "byot": byot,
+    "byot_sd_dropout": lambda p: byot(p) | sd_dropout(p, name="loss_kl_dropout"),
+    "dml": dml,
+    "dml_sd_dropout_a": lambda p: dml(p) | sd_dropout(p, name="loss_kl_dropout"),
 }
 
 
-def total_and_terms(arguments, inputs, case):
+def total_and_terms(arguments, inputs, labels, case):
     """What the case minimises, and its parts, as means over the batch."""
-    base, extra, extra_name = CASES[case]
-    labels = jnp.asarray(inputs["labels"], jnp.int32)
-
-    def head(features):
-        return features @ arguments["kernel"] + arguments["bias"][None]
-
-    features, terms = arguments["features"], {}
-    total = jnp.zeros((), features.dtype)
-    if base is not None:
-        terms["loss_ce"] = jnp.mean(base(head(features), labels))
-        total += terms["loss_ce"]
-    if extra is not None:
-        terms[extra_name] = jnp.mean(extra(features, head, inputs, labels))
-        total += inputs["sdd_weight"] * terms[extra_name]
-    return total, terms
+    features, kernel, bias = (arguments[name] for name in ("features", "kernel", "bias"))
+    terms = CASES[case](Problem(features, kernel, bias, labels, inputs | arguments))
+    total = sum(weight * jnp.mean(values) for weight, values in terms.values())
+    return total, {name: jnp.mean(values) for name, (_, values) in terms.items()}
 
 
 @pytest.fixture(scope="module", params=[np.float64, np.float32], ids=["float64", "float32"])
@@ -110,11 +192,12 @@ def dtype(request):
 @pytest.fixture(scope="module", params=PROBLEMS, ids=["problem0", "problem1"])
 def computed(request, dtype):
     """The golden cases of a problem, and what this library computes for all of them."""
-    inputs = request.param["inputs"]
+    inputs, golden = request.param["inputs"], request.param["cases"]
 
-    def all_cases(arguments):
+    def all_cases(arguments, inputs):
         derivative = jax.value_and_grad(total_and_terms, has_aux=True)
-        return {case: derivative(arguments, inputs, case) for case in CASES}
+        labels = {case: jnp.asarray(golden[case]["labels"], jnp.int32) for case in CASES}
+        return {case: derivative(arguments, inputs, labels[case], case) for case in CASES}
 
     with (
         jax.enable_x64(dtype == np.float64),
@@ -123,23 +206,31 @@ def computed(request, dtype):
         pytest.MonkeyPatch.context() as monkeypatch,
     ):
         golden_masks(inputs, dtype, monkeypatch)
-        names = ("features", "kernel", "bias")
-        arguments = {name: jnp.asarray(inputs[name], dtype) for name in names}
-        return request.param["cases"], jax.device_get(jax.jit(all_cases)(arguments))
+        inputs = {k: jnp.asarray(v, dtype) if isinstance(v, list) else v for k, v in inputs.items()}
+        arguments = {name: inputs[name] for name in ARGUMENTS}
+        run = jax.jit(lambda arguments: all_cases(arguments, inputs))
+        return golden, jax.device_get(run(arguments))
+
+
+def test_every_case_of_the_authors_is_here():
+    for problem in PROBLEMS:
+        assert problem["cases"].keys() == CASES.keys()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_gradients_equal_the_authors(case, computed, dtype):
     tolerance = 1e-9 if dtype == np.float64 else 1e-5
     golden, ((total, terms), gradients) = computed[0][case], computed[1][case]
+    terms.pop("not logged", None)
     values = terms | {"loss_total": total}
     assert values.keys() == golden["losses"].keys()
     for name, value in values.items():
         assert value.dtype == dtype
         np.testing.assert_allclose(value, golden["losses"][name], rtol=tolerance, err_msg=name)
-    for name, gradient in gradients.items():
-        expected = np.array(golden[f"grad_{name}"])
-        assert gradient.dtype == dtype
+    recorded = {k.removeprefix("grad_"): np.array(v) for k, v in golden.items() if "grad_" in k}
+    assert recorded.keys() >= {"features", "kernel", "bias"}
+    for name, expected in recorded.items():
+        assert gradients[name].dtype == dtype
         np.testing.assert_allclose(
-            gradient, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name
+            gradients[name], expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name
         )

@@ -25,12 +25,6 @@ KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 6)
 
 
-@pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def head(features):
     return features @ KERNEL
 

@@ -158,14 +158,15 @@ def test_the_step_trains_on_the_distillation_loss_of_the_teachers_masks(teacher)
     images = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
     logits = jax.random.normal(jax.random.key(1), (6, 10))
 
-    def forward(given, *, batch_stats=None, dropout=True):
-        assert not dropout
+    def forward(given, *, batch_stats=None, dropout="dropout"):
+        assert dropout is None
         return View(None, logits, None, {})
 
     def keys(stream):
         return example_keys(0, stream, jnp.int32(0), jnp.arange(6))
 
-    output = objective.loss(forward, Batch((images,), None, None, objective.constants), keys)
+    batch = Batch((images,), None, None, None, None, objective.constants)
+    output = objective.loss(forward, batch, keys)
     trained = load_trained(str(teacher), data.load(config.dataset))
     samples = jnp.stack(
         [

@@ -192,7 +192,7 @@ def test_calls_lie_on_a_grid_that_does_not_depend_on_where_a_run_resumed():
         ("model.dtype", "float8", "config.model.dtype: must be one of float32, bfloat16"),
         ("model.width", 0, "config.model.width: must be at least 1, got 0"),
         ("model.dropout_rate", 1.0, r"config.model.dropout_rate: must be in \[0, 1\)"),
-        ("objective.name", "nope", "config.objective.name: must be one of cross_entropy"),
+        ("objective.name", "nope", "config.objective.name: must be one of byot"),
         ("schedule.name", "nope", "config.schedule.name: must be one of cosine, step"),
         ("engine.name", "nope", "config.engine.name: must be one of resident"),
         ("sd_dropout.rate", 1.0, r"config.sd_dropout.rate: must be in \[0, 1\), got 1.0"),

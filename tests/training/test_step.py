@@ -201,7 +201,9 @@ def test_another_objective_is_composed_without_a_class():
         {
             "weight": 0.3, "rate": 0.5, "random_rate": (), "temperature": 3.0,
             "num_samples": 3, "gradient": "forward", "exclusive": False,
+            "position": 0, "ramp": 0.0, "gradient_cosine": False,
         },
+        model=models.build({"name": "tiny_in_test"}, num_classes=5),
     )  # fmt: skip
     step, state = setup(None)
     _, metrics = jax.jit(partial(step.func, **step.keywords | {"objective": smoothed}))(

@@ -31,16 +31,26 @@ class RawBatch(NamedTuple):
 
 
 class Engine(Protocol):
-    """Batches in an order that is a function of (seed, epoch) alone."""
+    """Batches in an order that is a function of (seed, epoch) alone.
+
+    Attributes:
+      steps_per_epoch: batches in an epoch.
+      steps_per_call: in one dispatch, where the config does not say.
+      resident: host arrays that live on every device during the whole run.
+    """
 
     steps_per_epoch: int
+    steps_per_call: int
     resident: Any
-    """Host arrays that live on every device during the whole run."""
 
     def inputs(self, start: int, stop: int) -> Any:
-        """Steps ``[start, stop)`` as host arrays ``[local devices, steps, B on a device, ...]``."""
+        """Steps ``[start, stop)`` as arrays ``[local devices, steps, B on a device, ...]``."""
         ...
 
     def gather(self, resident: Any, inputs: Any) -> RawBatch:
         """On the device: the batch of one step and one device."""
+        ...
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
         ...

@@ -1,14 +1,12 @@
 """The whole training set in device memory; only indices travel."""
 
-import functools
-
 import jax
 import numpy as np
 
 from sdd_jax.data.dataset import Split
 from sdd_jax.data.engines.base import RawBatch, engines
-from sdd_jax.data.samplers import samplers
-from sdd_jax.parallel import local_shares
+from sdd_jax.data.order import Order
+from sdd_jax.errors import check
 
 
 @engines.register("resident")
@@ -16,29 +14,32 @@ class ResidentEngine:
     """Batches gathered on the device by index vectors.
 
     Args:
-      split: the training examples.
+      split: the training examples, in memory.
       batch_size: of all devices together.
       sampler: a name in ``sdd_jax.data.samplers``.
       seed: of the data order.
+
+    Raises:
+      InputError: the images are not in memory.
     """
 
     def __init__(self, *, split: Split, batch_size: int, sampler: str, seed: int):
-        self.steps_per_epoch = len(split) // batch_size
+        check(
+            isinstance(split.images, np.ndarray),
+            "config.engine.name",
+            "resident",
+            "streamed where config.dataset.image_size is set",
+        )
         self.resident = {"images": split.images, "labels": split.labels}
-        self._batch_size, self._seed = batch_size, seed
-        self._sampler = samplers.get(sampler)
-        self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
+        self._order = Order(labels=split.labels, batch_size=batch_size, sampler=sampler, seed=seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self.steps_per_call = 1 if jax.default_backend() == "cpu" else 100
 
     def inputs(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Index vectors ``[local devices, steps, B, V]`` and positions ``[local devices, steps, B]``."""
-        steps = [divmod(step, self.steps_per_epoch) for step in range(start, stop)]
-        index = np.stack([self._epoch(epoch)[i] for epoch, i in steps])
-        position = np.arange(self._batch_size, dtype=np.int32)
-        position = np.broadcast_to(position, (len(steps), self._batch_size))
-        return {
-            "index": local_shares(index, axis=1),
-            "position": local_shares(position, axis=1),
-        }
+        index = np.stack([self._order.index(step) for step in range(start, stop)], axis=1)
+        position = self._order.position[:, None]
+        return {"index": index, "position": np.broadcast_to(position, index.shape[:-1])}
 
     def gather(self, resident: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> RawBatch:
         """Takes the examples at ``inputs["index"]`` ``[B, V]``; labels are those of view 0."""
@@ -46,6 +47,5 @@ class ResidentEngine:
         views = tuple(resident["images"][index[:, v]] for v in range(index.shape[1]))
         return RawBatch(views, resident["labels"][index[:, 0]], index[:, 0], inputs["position"])
 
-    def _draw_epoch(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self._seed, epoch])
-        return self._sampler(self.resident["labels"], self._batch_size, rng)
+    def close(self) -> None:
+        """Nothing runs in the background."""

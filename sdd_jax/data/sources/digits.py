@@ -6,9 +6,8 @@ from sdd_jax.data.sources import sources
 
 
 @sources.register("digits")
-def digits(argument: str, *, data_dir: str, cache_dir: str):
+def digits():
     """The 1,797 images; every fifth of a fixed permutation is held out as the test set."""
-    del argument, data_dir, cache_dir
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

@@ -12,14 +12,13 @@ ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 @sources.register("npz")
-def npz(path: str, *, data_dir: str, cache_dir: str):
+def npz(*, argument: str, data_dir: str):
     """Reads the four arrays; there are as many classes as the largest training label says.
 
     Raises:
       InputError: no such file, not an npz file, or an array is missing.
     """
-    del cache_dir
-    path = os.path.join(data_dir, os.path.expanduser(path))
+    path = os.path.join(data_dir, os.path.expanduser(argument))
     if not os.path.isfile(path):
         raise InputError(f"config.dataset.name: there is no file {path!r} (after npz:)")
     try:

@@ -8,9 +8,8 @@ SIZE = 32
 
 
 @sources.register("photos")
-def photos(argument: str, *, data_dir: str, cache_dir: str):
+def photos():
     """520 pieces of 32x32 pixels; labels say which photograph, train and test have half of each."""
-    del argument, data_dir, cache_dir
     from sklearn.datasets import load_sample_images
 
     arrays = {}

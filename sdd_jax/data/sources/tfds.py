@@ -1,7 +1,8 @@
 """TensorFlow Datasets, read without TensorFlow.
 
 ``tfds.data_source`` reads ArrayRecord files and decodes images with Pillow, about 20 s for CIFAR. The
-decoded arrays are kept in a cache, so that the next start does not even import tfds.
+decoded arrays are kept in a cache, so that the next start does not even import tfds. Images of any size
+stay encoded in their files; of them only the labels are kept.
 """
 
 import hashlib
@@ -11,6 +12,8 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,34 +21,100 @@ from sdd_jax.data.sources import sources
 from sdd_jax.errors import InputError
 
 _logger = logging.getLogger(__name__)
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+LABELS = ("train_labels", "test_labels")
+ARRAYS = ("train_images", "test_images", *LABELS)
+AT_A_TIME = 256  # records, while labels are read
+MANY = 100_000  # labels that take minutes
 
 
 @sources.register("tfds")
-def tfds(name: str, *, data_dir: str, cache_dir: str):
-    """Reads the splits "train" and "test" (or "validation", where there is no "test").
+def tfds(*, argument: str, data_dir: str, cache_dir: str, encoded: bool):
+    """Reads the split "train", and "test" or, where that has no labels or is not there, "validation".
 
     Raises:
       InputError: unknown or unprepared data set, or one that is not image classification.
     """
+    name = argument
     default_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     data_dir = os.path.expanduser(data_dir or default_dir)
+    arrays, num_classes = _cached(name, data_dir, cache_dir, encoded)
+    if encoded:
+        for split in ("train", "test"):
+            arrays[f"{split}_images"] = EncodedImages(name, data_dir, split)
+    return arrays, num_classes
+
+
+class EncodedImages:
+    """The image files of a split, by place; in another process it opens the split again.
+
+    Args:
+      name: of the data set.
+      data_dir: where it is.
+      split: "train" or "test".
+    """
+
+    def __init__(self, name: str, data_dir: str, split: str):
+        import tensorflow_datasets as tfds
+
+        self._arguments = name, data_dir, split
+        builder, splits = _open(name, data_dir)
+        self._records = _Records(builder, splits[split], "image", tfds.decode.SkipDecoding())
+
+    def __reduce__(self):
+        return EncodedImages, self._arguments
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, place: int) -> bytes:
+        return self._records.read([place])[0]
+
+
+def _cached(name, data_dir, cache_dir, encoded) -> tuple[dict[str, Any], int]:
+    """The arrays, or where the images stay encoded the labels, and the number of classes."""
+    names, read = (LABELS, _read_labels) if encoded else (ARRAYS, _decode)
     fingerprint = _fingerprint(pathlib.Path(data_dir, *name.split(":")[0].split("/")))
     if fingerprint is None:
-        return _decode(name, data_dir)
+        return read(name, data_dir)
     root = cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sdd_jax")
-    cache = (
-        pathlib.Path(root).expanduser()
-        / f"{name.replace('/', '-').replace(':', '-')}-{fingerprint}"
-    )
-    cached = _read_cache(cache)
+    folder = f"{name.replace('/', '-').replace(':', '-')}-{fingerprint}"
+    cache = pathlib.Path(root).expanduser() / (f"{folder}-labels" if encoded else folder)
+    cached = _read_cache(cache, names)
     if cached is None:
-        cached = _decode(name, data_dir)
+        cached = read(name, data_dir)
         _write_cache(cache, *cached)
     return cached
 
 
-def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
+class _Records:
+    """One feature of the examples of a split; the others, big ones perhaps, are not decoded.
+
+    Args:
+      builder: of the data set.
+      split: as tfds calls it.
+      feature: its name.
+      decoder: in place of the feature's own.
+    """
+
+    def __init__(self, builder: Any, split: str, feature: str, decoder: Any = None):
+        import tensorflow_datasets as tfds
+
+        self._name, self._decoders = feature, {feature: decoder} if decoder else None
+        self._features = tfds.features.FeaturesDict({feature: builder.info.features[feature]})
+        self._source = _data_source(
+            builder, split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, places: Sequence[int]) -> list[Any]:
+        decode, options = self._features.deserialize_example_np, {"decoders": self._decoders}
+        return [decode(raw, **options)[self._name] for raw in self._source.__getitems__(places)]
+
+
+def _open(name: str, data_dir: str) -> tuple[Any, dict[str, str]]:
+    """The builder of a data set of classified images, and which splits are our train and test."""
     import tensorflow_datasets as tfds
 
     try:
@@ -55,29 +124,49 @@ def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
         raise InputError(
             f"config.dataset.name: must be {known}, npz:PATH or a data set known to tfds, got {name!r}"
         ) from error
-    prepare = (
-        f"prepare it with: pip install 'sdd_jax[prepare]' && tfds build {name} "
-        f"--file_format=array_record --data_dir={data_dir}"
-    )
     if not builder.is_prepared():
-        raise InputError(f"config.dataset.name: {name!r} is not in {data_dir!r}; {prepare}")
+        raise InputError(
+            f"config.dataset.name: {name!r} is not in {data_dir!r}; {_prepare(name, data_dir)}"
+        )
     features = builder.info.features
     if features is None or not {"image", "label"} <= set(features):
         raise InputError(f"config.dataset.name: {name!r} has no features 'image' and 'label'")
-    test = next((s for s in ("test", "validation") if s in builder.info.splits), None)
-    if test is None or "train" not in builder.info.splits:
+    splits = {"train": "train"} if "train" in builder.info.splits else {}
+    for split in ("validation", "test"):
+        if split in builder.info.splits:
+            labels = _Records(builder, split, "label")
+            if not len(labels) or labels.read([0])[0] >= 0:  # -1: a secret, as ImageNet's are
+                splits["test"] = split
+    if len(splits) < 2:
         raise InputError(
             f"config.dataset.name: {name!r} must have the splits train and test (or validation), "
             f"it has {', '.join(builder.info.splits)}"
         )
+    return builder, splits
+
+
+def _prepare(name: str, data_dir: str) -> str:
+    return (
+        f"prepare it with: pip install 'sdd_jax[prepare]' && tfds build {name} "
+        f"--file_format=array_record --data_dir={data_dir}"
+    )
+
+
+def _data_source(builder: Any, split: str, **options: Any) -> Any:
+    try:
+        return builder.as_data_source(split=split, **options)
+    except NotImplementedError as error:  # prepared in a format without random access
+        raise InputError(
+            f"config.dataset.name: {builder.info.name!r} in {str(builder.data_dir)!r} is not stored as "
+            f"array_record; {_prepare(builder.info.name, str(builder.data_dir))}"
+        ) from error
+
+
+def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
+    builder, splits = _open(name, data_dir)
     arrays = {}
-    for split, source_split in (("train", "train"), ("test", test)):
-        try:
-            source = builder.as_data_source(split=source_split)
-        except NotImplementedError as error:  # prepared in a format without random access
-            raise InputError(
-                f"config.dataset.name: {name!r} in {data_dir!r} is not stored as array_record; {prepare}"
-            ) from error
+    for split, source_split in splits.items():
+        source = _data_source(builder, source_split)
         images = None
         labels = np.empty(len(source), np.int32)
         for i, example in enumerate(source):
@@ -86,8 +175,8 @@ def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
                 images = np.empty((len(source), *image.shape), image.dtype)
             elif image.shape != images.shape[1:]:
                 raise InputError(
-                    f"config.dataset.name: the images of {name!r} must have one size for the "
-                    f"resident engine, got {images.shape[1:]} and {image.shape}"
+                    f"config.dataset.name: the images of {name!r} must have one size where "
+                    f"config.dataset.image_size is 0, got {images.shape[1:]} and {image.shape}"
                 )
             images[i], labels[i] = image, example["label"]
         if images is None:
@@ -95,7 +184,22 @@ def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
                 f"config.dataset.name: {name!r}, {source_split} must hold at least one image"
             )
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
-    return arrays, features["label"].num_classes
+    return arrays, builder.info.features["label"].num_classes
+
+
+def _read_labels(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
+    builder, splits = _open(name, data_dir)
+    arrays = {}
+    for split, source_split in splits.items():
+        records = _Records(builder, source_split, "label")
+        if len(records) >= MANY:
+            _logger.warning("reading %d labels of %s, this once", len(records), name)
+        labels = np.empty(len(records), np.int32)
+        for start in range(0, len(records), AT_A_TIME):
+            places = range(start, min(start + AT_A_TIME, len(records)))
+            labels[places.start : places.stop] = records.read(places)
+        arrays[f"{split}_labels"] = labels
+    return arrays, builder.info.features["label"].num_classes
 
 
 def _fingerprint(folder: pathlib.Path) -> str | None:
@@ -107,14 +211,16 @@ def _fingerprint(folder: pathlib.Path) -> str | None:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
 
 
-def _read_cache(cache: pathlib.Path) -> tuple[dict[str, np.ndarray], int] | None:
+def _read_cache(
+    cache: pathlib.Path, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], int] | None:
     if not cache.is_dir():
         return None
     try:
-        arrays = {name: np.load(cache / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
+        arrays = {name: np.load(cache / f"{name}.npy", allow_pickle=False) for name in names}
         return arrays, json.loads((cache / "num_classes.json").read_text())
     except (OSError, ValueError, EOFError) as error:
-        _logger.warning("%s is damaged (%s); decoding the data set again", cache, error)
+        _logger.warning("%s is damaged (%s); reading the data set again", cache, error)
         return None
 
 
@@ -129,4 +235,4 @@ def _write_cache(cache: pathlib.Path, arrays: dict[str, np.ndarray], num_classes
         shutil.rmtree(cache, ignore_errors=True)
         partial.rename(cache)
     except OSError as error:
-        _logger.warning("could not cache the decoded images in %s: %s", cache, error)
+        _logger.warning("could not cache the data set in %s: %s", cache, error)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from typing import ClassVar
 
 import jax
@@ -136,16 +137,15 @@ def _odin_logits(network, variables, images, temperature, epsilon):
 
 def _images(name: str, subject) -> np.ndarray:
     """The test images of another set, in the size and channels of the run's."""
-    options = subject.config.dataset
-    return _resized(name, options.data_dir, options.cache_dir, subject.dataset.image_shape)
+    options = json.dumps(subject.config.dataset.to_dict())
+    return _resized(name, options, subject.dataset.image_shape)
 
 
 @functools.lru_cache(maxsize=8)
-def _resized(name, data_dir, cache_dir, shape) -> np.ndarray:
-    options = {"name": name, "data_dir": data_dir, "cache_dir": cache_dir}
-    options |= {"num_classes": 0, "validation": 0.0, "mean": (), "std": ()}
+def _resized(name, options, shape) -> np.ndarray:
     try:
-        return data.resized(data.load(options).splits["test"].images, shape)
+        other = data.load_other(name, json.loads(options))
+        return data.resized(other.splits["test"].images, shape)
     except InputError as error:
         raise InputError(f"config.eval.ood: {name!r} cannot be used: {error}") from error
 

@@ -1,0 +1,39 @@
+"""DML: two networks teach each other."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdd_jax import losses
+from sdd_jax.errors import check
+from sdd_jax.objectives.base import Auxiliary, Objective, Output, Term, objectives
+
+
+@objectives.register("dml")
+def dml(
+    *,
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    weight: float = 1.0,
+    temperature: float = 3.0,
+) -> Objective:
+    """Half the cross-entropy of each of two networks, and :func:`sdd_jax.dml_loss`.
+
+    The second network is built as the first and starts from other values; the first is evaluated.
+    """
+    check(weight >= 0, "config.objective.weight", weight, "0 or more")
+    check(temperature > 0, "config.objective.temperature", temperature, "greater than 0")
+
+    def loss(forward, batch, keys):
+        view = forward(batch.views[0])
+        logits, stats = forward.auxiliary(batch.views[0])
+        terms = {
+            "cross_entropy": Term(losses.cross_entropy(view.logits, batch.labels), 0.5),
+            "peer_cross_entropy": Term(losses.cross_entropy(logits, batch.labels), 0.5),
+            "dml": Term(losses.dml_loss(view.logits, logits, temperature=temperature), weight),
+        }
+        correct = jnp.argmax(jax.lax.stop_gradient(logits), axis=-1) == batch.labels
+        metrics = {"peer_accuracy": correct.astype(jnp.float32)}
+        return Output(view, terms, view.batch_stats, metrics, auxiliary_stats=stats)
+
+    return Objective(loss, auxiliary=Auxiliary(model.clone(), (jnp.zeros((1, *image_shape)),)))
