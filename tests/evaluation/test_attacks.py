@@ -117,7 +117,7 @@ def test_the_attacked_images_differ_by_epsilon_at_most_and_are_images(evaluation
 
 
 def test_a_part_of_the_images_is_the_first_ones(evaluation):
-    found = build("adversarial", {"attack_images": 50, "pgd_steps": 1})(evaluation).metrics
+    found = build("adversarial", {"max_images": 50, "pgd_steps": 1})(evaluation).metrics
     assert found["adversarial/images"] == 50
     right = evaluation.logits[:50].argmax(-1) == evaluation.labels[:50]
     assert found["adversarial/pgd/0/accuracy"] == right.mean()

@@ -222,7 +222,7 @@ def test_a_folder_that_is_not_what_it_must_be_is_refused(ce, tmp_path, spoil, me
         ("adversarial", {"epsilons": (-1.0,)}, "config.eval.epsilons: must be numbers in"),
         ("adversarial", {"epsilons": ()}, "config.eval.epsilons: must be numbers in"),
         ("adversarial", {"pgd_steps": 0}, "config.eval.pgd_steps: must be at least 1"),
-        ("adversarial", {"attack_images": -1}, "config.eval.attack_images: must be 0 or more"),
+        ("adversarial", {"max_images": -1}, "config.eval.max_images: must be 0 or more"),
     ],
 )
 def test_unusable_options_are_refused_before_anything_is_computed(name, options, message):

@@ -15,7 +15,7 @@ from sdd_jax.evaluation.run import evaluate_workdir
 FAST = {
     "eval.mc_samples": 3,
     "eval.pgd_steps": 2,
-    "eval.attack_images": 40,
+    "eval.max_images": 40,
     "eval.epsilons": (8.0,),
 }
 

@@ -29,30 +29,35 @@ class Adversarial(Check):
     Attributes:
       epsilons: in 255ths of the pixels' range; 0, no attack, is added.
       pgd_steps: of gradient ascent.
-      attack_images: how many images, from the first of the split; 0: all.
+      max_images: how many images at most, the first of the split; 0: all.
     """
 
     title: ClassVar[str] = "Adversarial robustness"
     epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     pgd_steps: int = 20
-    attack_images: int = 0
+    max_images: int = 0
 
     def __post_init__(self):
         """Checks the options."""
         possible = len(self.epsilons) > 0 and all(0 <= e <= LEVELS for e in self.epsilons)
         check(possible, "config.eval.epsilons", self.epsilons, "numbers in [0, 255]")
         check(self.pgd_steps >= 1, "config.eval.pgd_steps", self.pgd_steps, "at least 1")
-        check(self.attack_images >= 0, "config.eval.attack_images", self.attack_images, "0 or more")
+        check(self.max_images >= 0, "config.eval.max_images", self.max_images, "0 or more")
 
     def __call__(self, evaluation) -> Findings:
         """Accuracy of each attack at each epsilon."""
-        count = self.attack_images or len(evaluation.labels)
+        count = self.max_images or len(evaluation.labels)
         images, labels = evaluation.images[:count], evaluation.labels[:count]
         epsilons = sorted({0.0, *map(float, self.epsilons)})
         curves = {
             name: {
                 epsilon: metrics.top_k_accuracy(
-                    metrics.log_softmax(attack(evaluation, images, labels, epsilon)), labels
+                    metrics.log_softmax(
+                        attack(evaluation, images, labels, epsilon)
+                        if epsilon
+                        else evaluation.logits[:count]
+                    ),
+                    labels,
                 )
                 for epsilon in epsilons
             }

@@ -32,10 +32,17 @@ class Corruption(Check):
 
     Attributes:
       corruption_dir: folder of ``NAME.npy`` files and ``labels.npy``.
+      max_images: how many images at most are corrupted, the first of the split; 0: all. The official
+        files are read whole.
     """
 
     title: ClassVar[str] = "Corruptions"
     corruption_dir: str = ""
+    max_images: int = 0
+
+    def __post_init__(self):
+        """Checks the options."""
+        check(self.max_images >= 0, "config.eval.max_images", self.max_images, "0 or more")
 
     def requirement(self, subject) -> str:
         """Any run can have it, if the folder is what it must be."""
@@ -50,7 +57,7 @@ class Corruption(Check):
         if self.corruption_dir:
             produce = _official(self.corruption_dir, evaluation)
         else:
-            produce = _generated(evaluation)
+            produce = _generated(evaluation, self.max_images or len(evaluation.labels))
         for name, logits, labels in produce:
             found.setdefault(name, []).append(_figures(logits, labels))
         prefix = f"corruption/{kind}"
@@ -80,13 +87,18 @@ class Corruption(Check):
                     "Left the mean over corruptions at each severity, 0 for clean images; right the "
                     "mean over severities of each corruption.",
                     _draw,
-                    {"clean": evaluation.summary()["accuracy"], "corrupted": accuracy},
+                    {"clean": self._clean_accuracy(evaluation), "corrupted": accuracy},
                     size=(11, 4.6),
                 ),
             ),
             tables=(_table(kind, accuracy),),
-            notes=(_note(kind, len(found)),),
+            notes=(_note(kind, len(found), len(labels)),),
         )
+
+    def _clean_accuracy(self, evaluation) -> float:
+        """Of the images that are corrupted."""
+        count = len(evaluation.labels) if self.corruption_dir else self.max_images or None
+        return _figures(evaluation.logits[:count], evaluation.labels[:count])["accuracy"]
 
 
 def _figures(logits, labels) -> dict[str, float]:
@@ -98,7 +110,7 @@ def _figures(logits, labels) -> dict[str, float]:
     }
 
 
-def _generated(evaluation) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _generated(evaluation, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     shape = evaluation.images.shape[1:]
     for name in corruptions.names(shape[-1]):
         corrupt = evaluation.compiled(_corrupt, gather=False, name=name)
@@ -110,10 +122,10 @@ def _generated(evaluation) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
                 name,
                 evaluation.stream(
                     _corrupted_logits(corrupt, logits, evaluation.variables, scalars),
-                    evaluation.images,
-                    evaluation.position,
+                    evaluation.images[:count],
+                    evaluation.position[:count],
                 ),
-                evaluation.labels,
+                evaluation.labels[:count],
             )
 
 
@@ -174,12 +186,12 @@ def _open(folder: str, subject) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return arrays, np.asarray(labels, np.int32)
 
 
-def _note(kind: str, count: int) -> str:
+def _note(kind: str, count: int, num_images: int) -> str:
     if kind == "generated":
         return (
             f"Generated: {count} corruptions, those of CIFAR-C that are simple formulas, with its "
-            "severities for 32x32 pixels, applied to the test images. Not comparable with figures on "
-            "the official files."
+            f"severities for 32x32 pixels, applied to {num_images:,} test images. Not comparable with "
+            "figures on the official files."
         )
     missing = (
         "" if count == OFFICIAL_COUNT else f" of {OFFICIAL_COUNT}: the mean is over these alone"
