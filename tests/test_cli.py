@@ -13,7 +13,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -281,7 +281,7 @@ def test_checks_take_photographs_and_another_set_in_their_size(card, tmp_path):
     card.model = models.options("mlp", width=8, depth=1)
     card.duration = "2 steps"
     loop.train_and_evaluate(card, str(tmp_path))
-    few = {"eval.attack_images": 5, "eval.pgd_steps": 1}
+    few = {"eval.max_images": 5, "eval.pgd_steps": 1}
     found = evaluate_workdir(str(tmp_path), ["ood", "adversarial"], overrides=few)
     assert 0 <= found["eval/ood/photos/msp/auroc"] <= 1
     assert found["eval/adversarial/images"] == 5
