@@ -6,6 +6,7 @@ Half precision is computed and returned in float32; float64 stays float64.
 from sdd_jax.losses._classification import cross_entropy, label_smoothing
 from sdd_jax.losses._divergence import GRADIENTS, entropy, kl_divergence, symmetric_kl
 from sdd_jax.losses._dropout_distillation import DIVERGENCES, dropout_distillation_loss
+from sdd_jax.losses._large_vocabulary import linear_cross_entropy, linear_sd_dropout_loss
 from sdd_jax.losses._sd_dropout import (
     dropped_logits,
     head_of_each,
@@ -42,6 +43,8 @@ __all__ = [
     "head_of_each",
     "kl_divergence",
     "label_smoothing",
+    "linear_cross_entropy",
+    "linear_sd_dropout_loss",
     "pairwise_symmetric_kl",
     "ps_kd_loss",
     "r_drop_loss",

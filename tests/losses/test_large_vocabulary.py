@@ -14,11 +14,11 @@ from sdd_jax import (
     linear_sd_dropout_loss,
     sd_dropout_loss,
 )
-from sdd_jax.losses import GRADIENTS
 
 CHUNK = 8
-# Fewer classes than a chunk, one chunk, one class more, two chunks, and two and a part.
-NUM_CLASSES = [5, 8, 9, 16, 21]
+CHUNKED = (("chunk_size", CHUNK),)
+# Fewer classes than a chunk, one chunk, two chunks, and two and a part.
+NUM_CLASSES = [5, 8, 16, 21]
 KEY = jax.random.key(0)
 
 
@@ -72,6 +72,7 @@ def assert_close(actual, expected, tolerance):
 
 
 def assert_equal_sd_dropout(given, tolerance, chunk_size=CHUNK, **options):
+    """Losses and gradients of the chunked loss are those of the plain one."""
     options = tuple(options.items())
     expected = losses_and_gradients(plain_sd_dropout, *given, options)
     assert max(np.abs(x).max() for x in jax.tree.leaves(expected)) > 0.1
@@ -89,21 +90,18 @@ def test_sd_dropout_in_chunks_equals_it_at_once(num_classes, gradient):
         assert_equal_sd_dropout(given, 1e-12, gradient=gradient)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
-def test_sd_dropout_in_float32(gradient):
-    assert_equal_sd_dropout(arrays(), 1e-5, gradient=gradient)
+def test_sd_dropout_in_float32():
+    assert_equal_sd_dropout(arrays(), 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("shape", "chunk_size"), [((6,), 7), ((2, 3, 6), 1), ((2, 3, 6), 100)], ids=str
-)
+@pytest.mark.parametrize(("shape", "chunk_size"), [((6,), 7), ((2, 3, 6), 1)], ids=str)
 def test_any_chunk_size_and_leading_dimensions_without_bias(shape, chunk_size):
     assert_equal_sd_dropout(arrays(shape, bias=False), 1e-5, chunk_size)
 
 
 def test_no_examples():
-    chunked = partial(linear_sd_dropout_loss, chunk_size=CHUNK)
-    losses, gradients = losses_and_gradients(chunked, *arrays((0, 6)))
+    given = arrays((0, 6))
+    losses, gradients = losses_and_gradients(linear_sd_dropout_loss, *given, CHUNKED)
     assert losses.shape == (0,)
     for gradient in gradients:
         np.testing.assert_array_equal(gradient, 0)
@@ -123,15 +121,15 @@ def test_masks_are_those_of_the_plain_loss(options):
 
 
 def test_defaults_are_those_of_the_plain_loss():
-    parameters, _, keys = arrays()
-    actual = linear_sd_dropout_loss(*parameters, keys)
-    np.testing.assert_allclose(actual, plain_sd_dropout(*parameters, keys), rtol=1e-5)
+    given = arrays()
+    actual = losses_and_gradients(linear_sd_dropout_loss, *given)
+    assert_close(actual, losses_and_gradients(plain_sd_dropout, *given), 1e-5)
 
 
 def test_rate_zero_gives_zero():
-    parameters, weights, keys = arrays()
-    chunked = partial(linear_sd_dropout_loss, rate=0.0, chunk_size=CHUNK)
-    for value in jax.tree.leaves(losses_and_gradients(chunked, parameters, weights, keys)):
+    options = (*CHUNKED, ("rate", 0.0))
+    zeros = losses_and_gradients(linear_sd_dropout_loss, *arrays(), options)
+    for value in jax.tree.leaves(zeros):
         np.testing.assert_allclose(value, 0, atol=1e-6)
 
 
@@ -157,7 +155,7 @@ def test_large_common_logits_cost_no_digits(loss):
         last, options = KEY, {"temperature": 1.0}
     else:
         last, options = labels_of(parameters), {}
-    given = jnp.ones(4), last, (*options.items(), ("chunk_size", CHUNK))
+    given = jnp.ones(4), last, (*CHUNKED, *options.items())
     assert_close(
         losses_and_gradients(loss, large, *given),
         losses_and_gradients(loss, parameters, *given),
@@ -174,12 +172,11 @@ def test_bias_of_minus_a_billion_leaves_classes_out(loss):
     last, last_of_all = (
         (keys, keys) if loss is linear_sd_dropout_loss else (labels, labels + np.int32(13))
     )
-    chunked = partial(loss, chunk_size=CHUNK)
     without = (features, kernel[:, keep], bias[keep])
-    expected = losses_and_gradients(chunked, without, weights, last)
+    expected = losses_and_gradients(loss, without, weights, last, CHUNKED)
     masked = (features, kernel, jnp.where(keep, bias, -1e9))
     losses, (of_features, of_kernel, of_bias) = losses_and_gradients(
-        chunked, masked, weights, last_of_all
+        loss, masked, weights, last_of_all, CHUNKED
     )
     actual = losses, (of_features, of_kernel[:, keep], of_bias[keep])
     assert_close(actual, expected, 1e-5)
@@ -192,8 +189,8 @@ def test_cross_entropy_in_chunks_equals_it_at_once(num_classes, scale):
         parameters, weights, _ = arrays((2, 3, 6), num_classes, dtype=np.float64, scale=scale)
         given = parameters, weights, labels_of(parameters)
         expected = losses_and_gradients(plain_cross_entropy, *given)
-        chunked = partial(linear_cross_entropy, chunk_size=CHUNK)
-        assert_close(losses_and_gradients(chunked, *given), expected, 1e-12)
+        actual = losses_and_gradients(linear_cross_entropy, *given, CHUNKED)
+        assert_close(actual, expected, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
@@ -211,11 +208,9 @@ def test_positions_that_do_not_count_may_have_labels_outside(outside):
     parameters, _, _ = arrays()
     labels = labels_of(parameters)
     counts = jnp.asarray([1.0, 0.0, 1.0, 0.0])
-    chunked = partial(linear_cross_entropy, chunk_size=CHUNK)
-    losses, gradients = losses_and_gradients(
-        chunked, parameters, counts, jnp.where(counts > 0, labels, outside)
-    )
-    expected, expected_gradients = losses_and_gradients(chunked, parameters, counts, labels)
+    of_labels = partial(losses_and_gradients, linear_cross_entropy, parameters, counts)
+    losses, gradients = of_labels(jnp.where(counts > 0, labels, outside), CHUNKED)
+    expected, expected_gradients = of_labels(labels, CHUNKED)
     assert np.isfinite(losses).all()
     np.testing.assert_array_equal(losses[counts > 0], expected[counts > 0])
     assert_close(gradients, expected_gradients, 1e-7)
@@ -224,15 +219,15 @@ def test_positions_that_do_not_count_may_have_labels_outside(outside):
 # --------------------------------------------------------------------------- memory
 
 
-def sizes(jaxpr):
-    """Sizes of all arrays that a jaxpr, and those within it, compute."""
+def equations(jaxpr):
+    """All equations of a jaxpr, and of those within it."""
     for equation in jaxpr.eqns:
-        yield from (variable.aval.size for variable in equation.outvars)
+        yield equation
         for value in equation.params.values():
             for inner in value if isinstance(value, (tuple, list)) else [value]:
                 inner = getattr(inner, "jaxpr", inner)  # of a closed jaxpr
                 if hasattr(inner, "eqns"):
-                    yield from sizes(inner)
+                    yield from equations(inner)
 
 
 @pytest.mark.parametrize("differentiate", [False, True])
@@ -251,7 +246,8 @@ def test_no_array_is_as_large_as_examples_times_classes(chunked, plain, differen
     def largest(loss):
         total = lambda parameters: loss(*parameters, last).sum()  # noqa: E731
         fn = jax.value_and_grad(total) if differentiate else total
-        return max(sizes(jax.make_jaxpr(fn)(parameters).jaxpr))
+        traced = equations(jax.make_jaxpr(fn)(parameters).jaxpr)
+        return max(variable.aval.size for equation in traced for variable in equation.outvars)
 
     # The gradient by the kernel has features * num_classes elements.
     assert largest(partial(chunked, chunk_size=16)) <= max(features * num_classes, 2 * batch * 16)
@@ -266,11 +262,10 @@ def test_no_array_is_as_large_as_examples_times_classes(chunked, plain, differen
 def test_half_precision_is_summed_in_float32(loss, dtype):
     parameters, weights, keys = arrays(dtype=dtype)
     last = keys if loss is linear_sd_dropout_loss else labels_of(parameters)
-    chunked = partial(loss, chunk_size=CHUNK)
-    losses, gradients = losses_and_gradients(chunked, parameters, weights, last)
+    losses, gradients = losses_and_gradients(loss, parameters, weights, last, CHUNKED)
     # The same numbers, in float32. (At rate 1/2, dropout doubles, which no dtype rounds.)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (parameters, weights))
-    expected, expected_gradients = losses_and_gradients(chunked, *wide, last)
+    expected, expected_gradients = losses_and_gradients(loss, *wide, last, CHUNKED)
     assert losses.dtype == jnp.float32
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
     assert all(x.dtype == dtype for x in gradients)
@@ -278,15 +273,26 @@ def test_half_precision_is_summed_in_float32(loss, dtype):
     assert_close(gradients, expected_gradients, 2 * float(jnp.finfo(dtype).eps))
 
 
-@pytest.mark.parametrize("half", [(1, 2), (0,), (0, 1)], ids=str)
+def test_products_of_half_precision_take_no_wider_factors():
+    parameters, _, keys = arrays(dtype=jnp.bfloat16)
+    total = lambda parameters: linear_sd_dropout_loss(*parameters, keys).sum()  # noqa: E731
+    traced = equations(jax.make_jaxpr(jax.grad(total))(parameters).jaxpr)
+    products = [e for e in traced if e.primitive.name == "dot_general"]
+    assert len(products) == 4  # the logits, twice, and the gradients by features and kernel
+    for product in products:
+        assert [factor.aval.dtype for factor in product.invars] == [jnp.bfloat16] * 2
+        assert product.outvars[0].aval.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("half", [(1, 2), (0,)], ids=str)
 def test_dtypes_may_differ(half):
     """As with a head of half precision under features of float32, or the reverse."""
     parameters, weights, keys = arrays(dtype=jnp.bfloat16)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), parameters)
     given = tuple(parameters[i] if i in half else wide[i] for i in range(3))
-    chunked = partial(linear_sd_dropout_loss, chunk_size=CHUNK)
-    losses, gradients = losses_and_gradients(chunked, given, weights, keys)
-    expected = linear_sd_dropout_loss(*wide, keys, chunk_size=CHUNK)
+    of_parameters = partial(losses_and_gradients, linear_sd_dropout_loss)
+    losses, gradients = of_parameters(given, weights, keys, CHUNKED)
+    expected, _ = of_parameters(wide, weights.astype(jnp.float32), keys, CHUNKED)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert [g.dtype for g in gradients] == [x.dtype for x in given]
 
@@ -306,7 +312,7 @@ def undivided():
     def loss(kernel, features):
         return plain_sd_dropout(features, kernel, None, keys).mean()
 
-    return (kernel, features, keys), jax.value_and_grad(loss, (0, 1))(kernel, features)
+    return (kernel, features, keys), jax.jit(jax.value_and_grad(loss, (0, 1)))(kernel, features)
 
 
 def test_vmap_over_examples(undivided):
@@ -372,19 +378,27 @@ def test_shard_map_of_the_cross_entropy():
     divided = jax.shard_map(
         gradient, mesh=mesh, in_specs=(whole, whole, batch, batch), out_specs=whole
     )
-    expected = jax.grad(
-        lambda kernel, bias: plain_cross_entropy(features, kernel, bias, labels).sum(), (0, 1)
-    )(kernel, bias)
-    assert_close(jax.jit(divided)(kernel, bias, features, labels), expected, 1e-6)
+    _, (_, *expected) = losses_and_gradients(
+        plain_cross_entropy, (features, kernel, bias), jnp.ones(4), labels
+    )
+    actual = jax.jit(divided)(kernel, bias, features, labels)
+    assert_close(actual, tuple(expected), 1e-6)
 
 
 def test_temperature_may_be_traced_and_has_no_gradient():
     parameters, _, keys = arrays()
-    loss = lambda t: linear_sd_dropout_loss(  # noqa: E731
-        *parameters, keys, temperature=t, chunk_size=CHUNK
-    ).sum()
-    value, gradient = jax.jit(jax.value_and_grad(loss))(2.0)
-    np.testing.assert_allclose(value, loss(2.0), rtol=1e-6)
+
+    @jax.jit
+    def value_and_gradient(temperature):
+        def loss(temperature):
+            options = {"temperature": temperature, "chunk_size": CHUNK}
+            return linear_sd_dropout_loss(*parameters, keys, **options).sum()
+
+        return jax.value_and_grad(loss)(temperature)
+
+    value, gradient = value_and_gradient(2.0)
+    expected = jax.jit(partial(plain_sd_dropout, temperature=2.0))(*parameters, keys).sum()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert gradient == 0
 
 
