@@ -13,7 +13,7 @@ from sdd_jax.dropout import dropout
 from sdd_jax.evaluation import metrics
 from sdd_jax.evaluation.network import Network, compiled, stream
 from sdd_jax.parallel import replicate
-from sdd_jax.training.random import stream_key
+from sdd_jax.training.random import keys_at, stream_key
 
 if TYPE_CHECKING:  # the config of an experiment lists the checks' options
     from sdd_jax.experiment import Subject
@@ -65,14 +65,10 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """Accuracy, top-5 accuracy (of more than five classes), NLL, Brier score and ECE."""
         log_probs, labels = metrics.log_softmax(self.logits), self.labels
-        result = {"accuracy": metrics.top_k_accuracy(log_probs, labels)}
+        result = metrics.scores(log_probs, labels, "accuracy")
         if log_probs.shape[-1] > 5:
             result["top5_accuracy"] = metrics.top_k_accuracy(log_probs, labels, k=5)
-        return result | {
-            "nll": metrics.negative_log_likelihood(log_probs, labels),
-            "brier": metrics.brier_score(log_probs, labels),
-            "ece": metrics.expected_calibration_error(log_probs, labels),
-        }
+        return result | metrics.scores(log_probs, labels, "nll", "brier", "ece")
 
     def logits_of(self, images: np.ndarray) -> np.ndarray:
         """Logits ``[N, K]`` of other uint8 images ``[N, H, W, C]``."""
@@ -147,4 +143,4 @@ def _sample_of_features(network, variables, features, position, key, sample, *, 
 
 
 def _keys(key, sample, position):
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, sample), position)
+    return keys_at(jax.random.fold_in(key, sample), position)

@@ -20,6 +20,14 @@ def styles() -> Iterator[dict[str, Any]]:
         yield {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5}
 
 
+def log_ticks(axes: Any, ticks: Iterable[int], largest: int) -> None:
+    """A logarithmic horizontal axis with these ticks, up to ``largest``."""
+    ticks = [tick for tick in ticks if tick <= largest]
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+
+
 def overlay(draw: Callable[..., None]) -> Draw:
     """``draw(axes, data, label=, **style)`` of one run, to all runs on the same axes."""
 

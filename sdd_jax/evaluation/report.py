@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdd_jax.evaluation import figures
-from sdd_jax.evaluation.findings import Findings, Headline, Plot, Table
+from sdd_jax.evaluation.findings import MISSING, Findings, Headline, Plot, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,12 @@ class Report:
     findings: Mapping[str, Mapping[str, Findings]]
     skipped: Mapping[str, Mapping[str, str]]
 
-    def plots(self) -> dict[str, tuple[Plot, dict[str, Any]]]:
-        """``{name: (plot, {run: data})}`` of all checks."""
+    def plots(self, check: str) -> dict[str, tuple[Plot, dict[str, Any]]]:
+        """``{name: (plot, {run: data})}`` of a check."""
         plots: dict[str, tuple[Plot, dict[str, Any]]] = {}
-        for by_run in self.findings.values():
-            for run, found in by_run.items():
-                for plot in found.plots:
-                    plots.setdefault(plot.name, (plot, {}))[1][run] = plot.data
+        for run, found in self.findings[check].items():
+            for plot in found.plots:
+                plots.setdefault(plot.name, (plot, {}))[1][run] = plot.data
         return plots
 
     def headline(self) -> list[dict[str, Any]]:
@@ -103,10 +102,11 @@ class Report:
     def write(self, folder: pathlib.Path) -> None:
         """Writes the plots as PNG files, and ``report.html`` with the plots inside."""
         images = {}
-        for name, (plot, data) in self.plots().items():
-            path = folder / f"{name}.png"
-            figures.save(plot, data, self.runs, path)
-            images[name] = base64.b64encode(path.read_bytes()).decode()
+        for check in self.findings:
+            for name, (plot, data) in self.plots(check).items():
+                path = folder / f"{name}.png"
+                figures.save(plot, data, self.runs, path)
+                images[name] = base64.b64encode(path.read_bytes()).decode()
         (folder / "report.html").write_text(self.html(images), encoding="utf-8")
 
     def html(self, images: Mapping[str, str]) -> str:
@@ -132,8 +132,7 @@ class Report:
                         "title": plot.title,
                         "reading": plot.reading,
                     }
-                    for plot, data in self.plots().values()
-                    if any(plot.name == p.name for f in by_run.values() for p in f.plots)
+                    for plot, data in self.plots(check).values()
                 ],
                 "tables": [(run, table) for run, f in by_run.items() for table in f.tables],
                 "metrics": _side_by_side([by_run.get(run) for run in self.runs]),
@@ -173,4 +172,4 @@ def _side_by_side(findings: Sequence[Findings | None]) -> list[tuple[str, list[s
 
 
 def _number(value: float | None) -> str:
-    return Headline("", "").show(None) if value is None else format(value, ".6g")
+    return MISSING if value is None else format(value, ".6g")

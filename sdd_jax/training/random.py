@@ -23,5 +23,9 @@ def example_keys(seed: int, stream: str, step: jax.Array, position: jax.Array) -
       step: scalar int32.
       position: ``[B]`` int32, places in the global batch.
     """
-    of_step = jax.random.fold_in(stream_key(seed, stream), step)
-    return jax.vmap(jax.random.fold_in, (None, 0))(of_step, position)
+    return keys_at(jax.random.fold_in(stream_key(seed, stream), step), position)
+
+
+def keys_at(key: jax.Array, position: jax.Array) -> jax.Array:
+    """One key per example, ``[B]``, from one key and the examples' places ``[B]``."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, position)

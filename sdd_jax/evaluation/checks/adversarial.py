@@ -4,7 +4,6 @@ import dataclasses
 from functools import partial
 from typing import ClassVar
 
-import jax
 import numpy as np
 
 from sdd_jax.errors import check
@@ -12,7 +11,7 @@ from sdd_jax.evaluation import attacks, metrics
 from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.findings import Findings, Headline, Plot
 from sdd_jax.losses import cross_entropy
-from sdd_jax.training.random import stream_key
+from sdd_jax.training.random import keys_at, stream_key
 
 LEVELS = 255.0  # pixels of the network's input lie in [0, 255]
 BOUNDS = (0.0, LEVELS)
@@ -104,15 +103,14 @@ class Adversarial(Check):
         end = evaluation.compiled(_pgd_logits)
         variables = evaluation.variables
 
-        def program(
-            images, labels, position
-        ):  # a loop on the host: convolutions in one are slow on CPU
+        def program(images, labels, position):
+            # The loop is on the host: convolutions in one of XLA's are slow on CPU.
             attack = start(variables, (images, labels, position), (key, epsilon))
             for _ in range(self.pgd_steps):
                 attack = step(variables, (attack, images, labels), (epsilon, step_size))
             return end(variables, (attack, labels), ())
 
-        return evaluation.stream(program, images, labels, np.arange(len(labels), dtype=np.int32))
+        return evaluation.stream(program, images, labels, evaluation.position[: len(labels)])
 
 
 def _loss(network, variables, labels):
@@ -126,7 +124,7 @@ def _fgsm_logits(network, variables, images, labels, epsilon):
 
 
 def _pgd_start(network, variables, images, labels, position, key, epsilon):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
+    keys = keys_at(key, position)
     loss_fn = _loss(network, variables, labels)
     return attacks.pgd_start(loss_fn, images.astype(np.float32), keys, epsilon, bounds=BOUNDS)
 

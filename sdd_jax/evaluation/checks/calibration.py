@@ -9,6 +9,8 @@ from sdd_jax.evaluation import figures, metrics
 from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.findings import Findings, Headline, Plot
 
+SCORES = ("ece", "nll", "brier")
+
 
 @checks.register("calibration")
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +26,13 @@ class Calibration(Check):
         """Before and after temperature scaling."""
         labels = evaluation.labels
         log_probs = metrics.log_softmax(evaluation.logits)
-        aurc = metrics.area_under_risk_coverage(log_probs, labels)
-        values = _scores(log_probs, labels) | {
+        values = metrics.scores(log_probs, labels, *SCORES) | {
             "calibration/ece_equal_mass": metrics.expected_calibration_error(
                 log_probs, labels, equal_mass=True
             ),
             "calibration/classwise_ece": metrics.classwise_calibration_error(log_probs, labels),
             "calibration/mce": metrics.maximum_calibration_error(log_probs, labels),
-            "calibration/aurc": aurc,
+            "calibration/aurc": metrics.area_under_risk_coverage(log_probs, labels),
         }
         curves = {"as trained": metrics.reliability(log_probs, labels)}
         headline = [Headline("ece", "ECE, %", 100, higher_is_better=False)]
@@ -46,7 +47,10 @@ class Calibration(Check):
                     f"The temperature is at its bound: all {len(validation.labels)} validation images "
                     "are classified right, so that more confidence is always better."
                 )
-            values |= {f"calibration/scaled/{k}": v for k, v in _scores(scaled, labels).items()}
+            values |= {
+                f"calibration/scaled/{name}": value
+                for name, value in metrics.scores(scaled, labels, *SCORES).items()
+            }
             curves["temperature-scaled"] = metrics.reliability(scaled, labels)
             headline += [
                 Headline(
@@ -81,14 +85,6 @@ class Calibration(Check):
             ),
         )
         return Findings(values, headline, plots, notes=notes)
-
-
-def _scores(log_probs, labels) -> dict[str, float]:
-    return {
-        "ece": metrics.expected_calibration_error(log_probs, labels),
-        "nll": metrics.negative_log_likelihood(log_probs, labels),
-        "brier": metrics.brier_score(log_probs, labels),
-    }
 
 
 def _draw_reliability(axes, curves) -> None:

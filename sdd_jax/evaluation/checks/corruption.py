@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
-import jax
 import numpy as np
 
 from sdd_jax.errors import InputError, check
@@ -14,10 +13,11 @@ from sdd_jax.evaluation import corruptions, metrics
 from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.findings import Findings, Headline, Plot, Table
 from sdd_jax.evaluation.network import Network
-from sdd_jax.training.random import stream_key
+from sdd_jax.training.random import keys_at, stream_key
 
 OFFICIAL_COUNT = 19
 SEVERITIES = corruptions.SEVERITIES
+SCORES = ("accuracy", "nll", "ece")
 
 
 @checks.register("corruption")
@@ -59,7 +59,8 @@ class Corruption(Check):
         else:
             produce = _generated(evaluation, self.max_images or len(evaluation.labels))
         for name, logits, labels in produce:
-            found.setdefault(name, []).append(_figures(logits, labels))
+            scores = metrics.scores(metrics.log_softmax(logits), labels, *SCORES)
+            found.setdefault(name, []).append(scores)
         prefix = f"corruption/{kind}"
         values = {
             f"{prefix}/{name}/{severity}/{metric}": value
@@ -67,7 +68,7 @@ class Corruption(Check):
             for severity, figures in zip(SEVERITIES, by_severity, strict=True)
             for metric, value in figures.items()
         }
-        for metric in ("accuracy", "nll", "ece"):
+        for metric in SCORES:
             values[f"{prefix}/mean_{metric}"] = float(
                 np.mean([at[metric] for by_severity in found.values() for at in by_severity])
             )
@@ -98,16 +99,8 @@ class Corruption(Check):
     def _clean_accuracy(self, evaluation) -> float:
         """Of the images that are corrupted."""
         count = len(evaluation.labels) if self.corruption_dir else self.max_images or None
-        return _figures(evaluation.logits[:count], evaluation.labels[:count])["accuracy"]
-
-
-def _figures(logits, labels) -> dict[str, float]:
-    log_probs = metrics.log_softmax(logits)
-    return {
-        "accuracy": metrics.top_k_accuracy(log_probs, labels),
-        "nll": metrics.negative_log_likelihood(log_probs, labels),
-        "ece": metrics.expected_calibration_error(log_probs, labels),
-    }
+        log_probs = metrics.log_softmax(evaluation.logits[:count])
+        return metrics.top_k_accuracy(log_probs, evaluation.labels[:count])
 
 
 def _generated(evaluation, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -134,8 +127,7 @@ def _corrupted_logits(corrupt: Callable, logits: Callable, variables, scalars) -
 
 
 def _corrupt(network, variables, images, position, key, parameters, *, name):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
-    return corruptions.corrupt(name, keys, images, parameters)
+    return corruptions.corrupt(name, keys_at(key, position), images, parameters)
 
 
 def _official(folder, evaluation) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -9,7 +9,7 @@ import numpy as np
 from sdd_jax.errors import check
 from sdd_jax.evaluation import metrics
 from sdd_jax.evaluation.checks import Check, checks
-from sdd_jax.evaluation.figures import panels
+from sdd_jax.evaluation.figures import COLOURS, log_ticks, panels
 from sdd_jax.evaluation.findings import MISSING, Findings, Headline, Plot, Table
 from sdd_jax.evaluation.monte_carlo import monte_carlo
 from sdd_jax.trained import load_teacher
@@ -57,15 +57,11 @@ class Distillation(Check):
         }
         values = {"mc_samples": self.mc_samples}
         for name, (log_probs, seconds) in networks.items():
-            values |= {
-                f"{name}/error": 1 - metrics.top_k_accuracy(log_probs, labels),
-                f"{name}/nll": metrics.negative_log_likelihood(log_probs, labels),
-                f"{name}/brier": metrics.brier_score(log_probs, labels),
-                f"{name}/ece": metrics.expected_calibration_error(log_probs, labels),
-                f"{name}/kl_from_mc": float(
-                    np.mean(np.sum(np.exp(mc) * (mc - log_probs), axis=-1))
-                ),
-            }
+            scores = metrics.scores(log_probs, labels, "nll", "brier", "ece")
+            values[f"{name}/error"] = 1 - metrics.top_k_accuracy(log_probs, labels)
+            values |= {f"{name}/{score}": value for score, value in scores.items()}
+            divergence = np.sum(np.exp(mc) * (mc - log_probs), axis=-1)
+            values[f"{name}/kl_from_mc"] = float(np.mean(divergence))
             if seconds is not None:
                 values[f"{name}/milliseconds_per_image"] = 1000 * seconds
         gap = values["standard/error"] - values["mc/error"]
@@ -141,16 +137,13 @@ def _draw(axes, data) -> None:
         list(curve),
         [100 * error for error in curve.values()],
         "o-",
-        color="#0072B2",
+        color=COLOURS[0],
         label="MC(m), m passes",
     )
-    for name, dash, colour in (("standard", "--", "#D55E00"), ("distilled", "-.", "#009E73")):
+    for name, dash, colour in (("standard", "--", COLOURS[1]), ("distilled", "-.", COLOURS[2])):
         error = 100 * values[f"{name}/error"]
         axes.axhline(error, ls=dash, color=colour, label=f"{name.capitalize()}, one pass")
-    axes.set_xscale("log")
-    ticks = [m for m in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if m <= max(curve)]
-    axes.set_xticks(ticks, map(str, ticks))
-    axes.minorticks_off()
+    log_ticks(axes, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), max(curve))
     axes.set_xlim(0.9, max(curve) * 1.1)
     axes.set_xlabel("dropout masks m, averaged")
     axes.set_ylabel("test error (%)")

@@ -8,6 +8,7 @@ import numpy as np
 from sdd_jax.errors import check
 from sdd_jax.evaluation import metrics
 from sdd_jax.evaluation.checks import Check, checks
+from sdd_jax.evaluation.figures import log_ticks
 from sdd_jax.evaluation.findings import Findings, Headline, Plot
 from sdd_jax.evaluation.monte_carlo import monte_carlo
 
@@ -48,9 +49,7 @@ class MCDropout(Check):
         values, curve = {}, {}
         for ensemble in monte_carlo(evaluation, self.mc_samples, rate=rate):
             curve[ensemble.num_samples] = {
-                "accuracy": metrics.top_k_accuracy(ensemble.log_probs, labels),
-                "nll": metrics.negative_log_likelihood(ensemble.log_probs, labels),
-                "ece": metrics.expected_calibration_error(ensemble.log_probs, labels),
+                **metrics.scores(ensemble.log_probs, labels, "accuracy", "nll", "ece"),
                 "entropy": float(np.mean(ensemble.entropy)),
                 "mutual_information": float(np.mean(ensemble.mutual_information)),
             }
@@ -104,10 +103,7 @@ def _draw(figure, runs) -> None:
             axes.plot(list(curve), values, label=name, **style)
             if metric in summary:
                 axes.axhline(scale * summary[metric], color=style["color"], lw=0.8, zorder=0)
-            axes.set_xscale("log")
-            ticks = [m for m in (1, 3, 10, 30, 100, 300, 1000) if m <= max(curve)]
-            axes.set_xticks(ticks, map(str, ticks))
-            axes.minorticks_off()
+            log_ticks(axes, (1, 3, 10, 30, 100, 300, 1000), max(curve))
             axes.set_xlabel("masks m")
             axes.set_ylabel(label)
     if len(runs) > 1:

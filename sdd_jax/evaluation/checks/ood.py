@@ -31,8 +31,7 @@ class OutOfDistribution(Check):
 
     Attributes:
       ood: names of data sets, as in ``config.dataset.name``, also several in one string with commas
-        between; their test splits are used, resized to the
-        run's images and normalised as they are.
+        between; their test splits are used, resized to the run's images and normalised as they are.
       odin_temperature: T.
       odin_epsilon: of pixels in [0, 1].
     """
@@ -74,9 +73,13 @@ class OutOfDistribution(Check):
             images = _images(name, evaluation.subject)
             outside = self._scores(evaluation, images)
             shown = _shown(name)
-            for score in SCORES:
-                found = metrics.detection(inside[score], outside[score])
-                values |= {f"ood/{shown}/{score}/{k}": v for k, v in found.items()}
+            found = {score: metrics.detection(inside[score], outside[score]) for score in SCORES}
+            values |= {
+                f"ood/{shown}/{score}/{metric}": value
+                for score, figures in found.items()
+                for metric, value in figures.items()
+            }
+            areas = {score: figures["auroc"] for score, figures in found.items()}
             headline += [
                 Headline(
                     f"ood/{shown}/{score}/auroc", f"AUROC against {shown}, {SCORES[score]}, %", 100
@@ -87,14 +90,13 @@ class OutOfDistribution(Check):
                 f"Out of distribution: {shown}, {len(images):,} images, against "
                 f"{len(evaluation.labels):,} of {evaluation.subject.dataset.name}."
             )
-            both = inside, outside
             plots += [
                 Plot(
                     f"ood_{shown}_scores",
                     f"Scores of {evaluation.subject.dataset.name} and of {shown}",
                     "Where the two histograms overlap, a score cannot tell the two sets apart.",
                     functools.partial(_draw_histograms, shown),
-                    both,
+                    (inside, outside),
                     size=(11, 2.6),
                 ),
                 Plot(
@@ -103,7 +105,7 @@ class OutOfDistribution(Check):
                     "The nearer a curve comes to the upper left corner, the better the score tells the "
                     "sets apart; the diagonal is a guess.",
                     panels(_draw_roc),
-                    both,
+                    (inside, outside, areas),
                     size=(4.6, 4.4),
                     panels=True,
                 ),
@@ -176,14 +178,13 @@ def _draw_histograms(shown, figure, runs) -> None:
     )
 
 
-def _draw_roc(axes, both) -> None:
-    inside, outside = both
+def _draw_roc(axes, data) -> None:
+    inside, outside, areas = data
     axes.plot([0, 100], [0, 100], color="0.6", lw=1)
     for (score, title), style in zip(SCORES.items(), styles(), strict=False):
         fpr, tpr = metrics.roc(inside[score], outside[score])
-        area = metrics.detection(inside[score], outside[score])["auroc"]
         line = {"color": style["color"], "linestyle": style["linestyle"]}
-        axes.plot(100 * fpr, 100 * tpr, label=f"{title} ({100 * area:.1f})", **line)
+        axes.plot(100 * fpr, 100 * tpr, label=f"{title} ({100 * areas[score]:.1f})", **line)
     axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes.set_xlabel("other images accepted (%)")
     axes.set_ylabel("own images accepted (%)")

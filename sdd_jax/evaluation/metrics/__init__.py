@@ -33,6 +33,7 @@ from sdd_jax.evaluation.metrics.classification import (
 )
 from sdd_jax.evaluation.metrics.detection import detection, roc
 from sdd_jax.evaluation.metrics.selective import area_under_risk_coverage, risk_coverage
+from sdd_jax.evaluation.metrics.summary import scores
 
 __all__ = [
     "LOWEST_TEMPERATURE",
@@ -49,5 +50,6 @@ __all__ = [
     "reliability",
     "risk_coverage",
     "roc",
+    "scores",
     "top_k_accuracy",
 ]
