@@ -46,6 +46,7 @@ def default() -> ConfigDict:
                 "cache_dir": "",  # of decoded tfds images; empty: ~/.cache/sdd_jax
                 "num_classes": 0,  # 0: as the data says
                 "validation": 0.0,  # share cut from train
+                "examples_per_class": 0,  # of train, after the cut; 0: all
                 "image_size": 0,  # pixels of a crop of images of any size; 0: as stored, in memory
                 "mean": (),  # per channel of pixels in [0, 1]; empty: from train
                 "std": (),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sdd_jax import models
-from sdd_jax.config import complete
+from sdd_jax.config import OPERATIONAL, complete
 from sdd_jax.data import Dataset
 from sdd_jax.errors import InputError
 from sdd_jax.parallel import AXIS
@@ -80,7 +80,7 @@ def load_teacher(workdir: str, dataset: Dataset, options: ConfigDict) -> Trained
     if not workdir:
         raise InputError("config.teacher: must be the workdir of a finished run, got ''")
     theirs = complete(read_config(pathlib.Path(workdir).expanduser(), field="config.teacher"))
-    for name in ("name", "num_classes", "validation", "image_size", "mean", "std"):
+    for name in (field for field in options if f"dataset.{field}" not in OPERATIONAL):
         ours_value, theirs_value = options[name], theirs.dataset[name]
         if ours_value != theirs_value:
             raise InputError(

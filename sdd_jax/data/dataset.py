@@ -56,16 +56,18 @@ def load(options: Mapping[str, Any]) -> Dataset:
     Args:
       options: ``config.dataset``: ``name`` ("digits", "npz:PATH" or a tfds name), ``data_dir``,
         ``cache_dir``, ``num_classes`` (0: from the data), ``validation`` (share of train),
-        ``image_size`` (0, or not there: as stored, in memory), ``mean`` and ``std`` (empty: computed
+        ``examples_per_class`` (of train, 0 or not there: all; the same ones whatever the share of
+        validation), ``image_size`` (0, or not there: as stored, in memory), ``mean`` and ``std`` (empty: computed
         from train, which takes images in memory).
 
     Raises:
       InputError: the data set is unknown, absent, empty, or its arrays are not what they must be.
     """
     name, share = options["name"], options["validation"]
-    image_size = options.get("image_size", 0)
+    image_size, per_class = options.get("image_size", 0), options.get("examples_per_class", 0)
     check(0 <= share < 1, "config.dataset.validation", share, "in [0, 1)")
     check(image_size >= 0, "config.dataset.image_size", image_size, "0 or more")
+    check(per_class >= 0, "config.dataset.examples_per_class", per_class, "0 or more")
     for key in ("mean", "std") if image_size else ():
         allowed = "3 numbers where config.dataset.image_size is set"
         check(len(options[key]) == 3, f"config.dataset.{key}", options[key], allowed)
@@ -94,8 +96,9 @@ def load(options: Mapping[str, Any]) -> Dataset:
             f"dataset {name}: images must have one size, got {train_shape} in train and "
             f"{test_shape} in test"
         )
-    if share:
-        splits["train"], splits["validation"] = _cut(splits["train"], share)
+    if share or per_class:
+        splits["train"], validation = _cut(splits["train"], share, per_class)
+        splits |= {"validation": validation} if share else {}
     return Dataset(name, num_classes, splits, *_normalisation(options, splits["train"].images))
 
 
@@ -105,7 +108,8 @@ def load_other(name: str, options: Mapping[str, Any]) -> Dataset:
     Raises:
       InputError: as ``load``.
     """
-    other = dict(options) | {"name": name, "num_classes": 0, "validation": 0.0}
+    whole = {"num_classes": 0, "validation": 0.0, "examples_per_class": 0}
+    other = dict(options) | whole | {"name": name}
     if not options.get("image_size", 0):
         other |= {"mean": (), "std": ()}  # its images need not have as many channels
     return load(other)
@@ -145,22 +149,29 @@ def _checked(
     return Split(images, labels.astype(np.int32))
 
 
-def _cut(train: Split, share: float) -> tuple[Split, Split]:
+def _cut(train: Split, share: float, per_class: int) -> tuple[Split, Split]:
     """Train and validation, stratified by class; the same cut whatever the seed of the run."""
     rng = np.random.default_rng(0)
-    held_out = []
+    kept, held_out = [], []
     for label in np.unique(train.labels):
         members = rng.permutation(np.flatnonzero(train.labels == label))
-        held_out.append(members[: round(share * len(members))])
-    mask = np.zeros(len(train), bool)
-    mask[np.concatenate(held_out)] = True
+        rest = members[round(share * len(members)) :]
+        check(
+            per_class <= len(rest),
+            "config.dataset.examples_per_class",
+            per_class,
+            f"at most {len(rest)}, the images of class {label} in train",
+        )
+        held_out.append(members[: len(members) - len(rest)])
+        kept.append(rest[-per_class:])  # (-0: all) from the end, so that no share changes them
+    kept, held_out = (np.sort(np.concatenate(of_classes)) for of_classes in (kept, held_out))
     check(
-        0 < mask.sum() < len(train),
+        len(kept) > 0 and (len(held_out) > 0 or not share),
         "config.dataset.validation",
         share,
         "a share that leaves both splits an image",
     )
-    return train.take(np.flatnonzero(~mask)), train.take(np.flatnonzero(mask))
+    return train.take(kept), train.take(held_out)
 
 
 def _normalisation(

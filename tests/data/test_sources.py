@@ -53,6 +53,20 @@ def test_validation_split_is_stratified_disjoint_and_independent_of_the_seed():
     np.testing.assert_array_equal(cut.splits["test"].images, whole.splits["test"].images)
 
 
+def test_a_few_examples_of_each_class_are_the_same_with_and_without_validation():
+    few = data.load(options(name="digits", examples_per_class=7))
+    cut = data.load(options(name="digits", examples_per_class=7, validation=0.2))
+    train = few.splits["train"]
+    np.testing.assert_array_equal(np.bincount(train.labels), [7] * 10)
+    assert set(few.splits) == {"train", "test"}
+    np.testing.assert_array_equal(cut.splits["train"].images, train.images)
+    whole = data.load(options(name="digits", validation=0.2)).splits
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(cut.splits[split].images, whole[split].images)
+    members = set(map(bytes, whole["train"].images))
+    assert all(bytes(image) in members for image in train.images)
+
+
 def test_normalisation_constants_come_from_the_training_images_or_the_config(tmp_path):
     name = write_npz(tmp_path / "a.npz")
     dataset = data.load(options(name=name))
@@ -109,6 +123,11 @@ def test_npz_with_unusable_arrays_is_refused(tmp_path, changes, message):
         ),
         ({"validation": 1.0}, r"config.dataset.validation: must be in \[0, 1\), got 1.0"),
         ({"validation": 1e-6}, "leaves both splits an image"),
+        ({"examples_per_class": -1}, "examples_per_class: must be 0 or more, got -1"),
+        (
+            {"examples_per_class": 120, "validation": 0.2},
+            "examples_per_class: must be at most 113, the images of class 0 in train, got 120",
+        ),
         ({"num_classes": 3}, r"train: labels: must be in \[0, 3\), got 9"),
         ({"mean": (0.1, 0.2)}, "config.dataset.mean: must be empty or 1 numbers"),
         ({"std": (0.0,)}, "config.dataset.std: must be greater than 0"),
