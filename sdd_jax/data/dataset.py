@@ -57,8 +57,8 @@ def load(options: Mapping[str, Any]) -> Dataset:
       options: ``config.dataset``: ``name`` ("digits", "npz:PATH" or a tfds name), ``data_dir``,
         ``cache_dir``, ``num_classes`` (0: from the data), ``validation`` (share of train),
         ``examples_per_class`` (of train, 0 or not there: all; the same ones whatever the share of
-        validation), ``image_size`` (0, or not there: as stored, in memory), ``mean`` and ``std`` (empty: computed
-        from train, which takes images in memory).
+        validation), ``image_size`` (0, or not there: as stored, in memory), ``mean`` and ``std``
+        (empty: computed from train, which takes images in memory).
 
     Raises:
       InputError: the data set is unknown, absent, empty, or its arrays are not what they must be.
