@@ -10,6 +10,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from sdd_jax.compilation import keep_compiled
 from sdd_jax.errors import InputError, check
 
 DEFAULT_CARD = "configs/digits.py"
@@ -29,7 +30,9 @@ def train() -> None:
         from sdd_jax.training.loop import train_and_evaluate
 
         name = config_flags.get_config_filename(flags.FLAGS["config"])
-        train_and_evaluate(card.value, workdir.value or f"runs/{_run_name(name)}")
+        folder = workdir.value or f"runs/{_run_name(name)}"
+        keep_compiled(folder)
+        train_and_evaluate(card.value, folder)
 
     _run(main)
 
@@ -56,6 +59,7 @@ def evaluate() -> None:
         from sdd_jax.evaluation.run import evaluate_workdir
 
         check(bool(workdir.value), "--workdir", workdir.value, "the folder of a run")
+        keep_compiled(workdir.value)
         evaluate_workdir(
             workdir.value,
             names.value,
