@@ -8,7 +8,6 @@ import stat
 import jax
 
 FOLDER = ".jax_cache"
-WORTH_KEEPING = 0.1  # seconds of compilation
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def keep_compiled(workdir: str) -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _only_ours(found: os.stat_result) -> bool:
