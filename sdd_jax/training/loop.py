@@ -3,7 +3,6 @@
 import pathlib
 import signal
 import time
-from functools import partial
 
 import jax
 import numpy as np
@@ -12,10 +11,10 @@ from ml_collections import ConfigDict
 
 from sdd_jax.evaluation import Evaluation
 from sdd_jax.experiment import Experiment, load_experiment
-from sdd_jax.parallel import AXIS, replicate
+from sdd_jax.parallel import replicate
 from sdd_jax.training.checkpoints import Checkpoints
 from sdd_jax.training.metrics_log import MetricsLog, read_metrics
-from sdd_jax.training.step import compile_train_call, train_step
+from sdd_jax.training.step import compile_training
 from sdd_jax.training.workdir import open_workdir
 
 
@@ -72,18 +71,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     )
 
     # ---------------------------------------------------------------------- compiled functions
-    step_fn = partial(
-        train_step,
-        model=experiment.model,
-        objective=experiment.objective,
-        optimizer=experiment.optimizer,
-        prepare=experiment.prepare,
-        seed=config.seed,
-        steps_per_epoch=engine.steps_per_epoch,
-        total_steps=total,
-        axis_name=AXIS,
-    )
-    train_call = compile_train_call(step_fn, engine.gather)
+    train_call = compile_training(experiment)
     resident, constants = replicate((engine.resident, experiment.objective.constants))
     references = {f"train/{name}": value for name, value in experiment.references().items()}
 

@@ -1,6 +1,7 @@
 """One training step as a pure function, and the compiled call around it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import optax
 
 from sdd_jax import losses
 from sdd_jax.data.engines import RawBatch
+from sdd_jax.experiment import Experiment
 from sdd_jax.objectives import Batch, Clock, Objective, View
 from sdd_jax.parallel import AXIS
 from sdd_jax.training.random import example_keys
@@ -160,6 +162,22 @@ class _Forward:
 
     def _head(self, features):
         return self._model.apply({"params": self._params}, features, method="head")
+
+
+def compile_training(experiment: Experiment) -> Callable[[TrainState, Any, Any, Any], tuple]:
+    """The compiled steps of a run, see :func:`compile_train_call`."""
+    step = partial(
+        train_step,
+        model=experiment.model,
+        objective=experiment.objective,
+        optimizer=experiment.optimizer,
+        prepare=experiment.prepare,
+        seed=experiment.config.seed,
+        steps_per_epoch=experiment.engine.steps_per_epoch,
+        total_steps=experiment.total_steps,
+        axis_name=AXIS,
+    )
+    return compile_train_call(step, experiment.engine.gather)
 
 
 def compile_train_call(

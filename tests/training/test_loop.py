@@ -80,7 +80,7 @@ def test_eval_repeats_the_figures_of_the_last_step(finished):
 
 def test_a_finished_run_says_so_and_trains_no_more(finished, monkeypatch, capsys):
     config, folder, result = finished
-    monkeypatch.setattr(loop, "compile_train_call", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(loop, "compile_training", lambda *_: pytest.fail("compiled"))
     before = (folder / "metrics.jsonl").read_bytes()
     assert loop.train_and_evaluate(config, str(folder)) == {
         **result, **{k: v for k, v in lines(folder)[-1].items() if k.startswith("eval/")}
@@ -93,7 +93,7 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_parameters_and_log(
     finished, tmp_path, monkeypatch
 ):
     config, folder, result = finished
-    compiled = loop.compile_train_call
+    compiled = loop.compile_training
 
     def stop_at(step):
         def compile_and_stop(*arguments):
@@ -109,10 +109,10 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_parameters_and_log(
         return compile_and_stop
 
     for step in (2, 15, 31):  # in the middle of an epoch, at the end of one, at the very end
-        monkeypatch.setattr(loop, "compile_train_call", stop_at(step))
+        monkeypatch.setattr(loop, "compile_training", stop_at(step))
         with pytest.raises(loop.Interrupted, match=f"after step {step + 1}, which is saved"):
             loop.train_and_evaluate(config, str(tmp_path))
-    monkeypatch.setattr(loop, "compile_train_call", compiled)
+    monkeypatch.setattr(loop, "compile_training", compiled)
     assert loop.train_and_evaluate(config, str(tmp_path)) == result
     assert equal(final_state(config, tmp_path), final_state(config, folder))
     evaluations = [[x for x in lines(f) if "eval/accuracy" in x] for f in (tmp_path, folder)]
