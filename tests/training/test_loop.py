@@ -12,6 +12,7 @@ from sdd_jax import experiment as experiments
 from sdd_jax.errors import InputError
 from sdd_jax.evaluation.run import evaluate_workdir
 from sdd_jax.training import loop
+from sdd_jax.training import step as training_step
 from sdd_jax.training.checkpoints import Checkpoints
 
 
@@ -159,13 +160,13 @@ def test_another_config_in_the_same_workdir_is_refused_with_the_fields(finished)
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(
     tiny_config, tmp_path, monkeypatch
 ):
-    step_fn = loop.train_step
+    step_fn = training_step.train_step
 
     def poisoned(state, raw, constants, **options):
         state, metrics = step_fn(state, raw, constants, **options)
         return state, metrics | {"loss": jax.numpy.where(state.step == 14, np.nan, metrics["loss"])}
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(training_step, "train_step", poisoned)
     with pytest.raises(loop.NonFiniteLossError, match="the loss is nan at step 14"):
         loop.train_and_evaluate(tiny_config, str(tmp_path))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
