@@ -128,33 +128,30 @@ def random_images(
     return f"npz:{path}"
 
 
-def training_step(config: Any) -> Callable[[], float]:
+def training_step(config: Any, engine: Any = None) -> Callable[[], float]:
     """Compiles a run's training call; the function makes the next one and returns its seconds.
 
     Args:
       config: of the run, ``steps_per_call`` included.
+      engine: makes the batches, in place of the run's own.
     """
     from sdd_jax.experiment import load_experiment
     from sdd_jax.parallel import replicate
     from sdd_jax.training.step import compile_training
 
     experiment = load_experiment(config)
-    call, engine = compile_training(experiment), experiment.engine
+    call, engine = compile_training(experiment), engine or experiment.engine
     state = replicate(experiment.create_state())
     resident, constants = replicate((engine.resident, experiment.objective.constants))
     done = 0
 
     def step() -> float:
         nonlocal state, done
-        inputs = engine.inputs(done, done + experiment.steps_per_call)
-        done += experiment.steps_per_call
-
-        def run():
-            return call(state, inputs, resident, constants)
-
         start = time.perf_counter()
-        state, metrics = run()
+        inputs = engine.inputs(done, done + experiment.steps_per_call)
+        state, metrics = call(state, inputs, resident, constants)
         assert np.all(np.isfinite(np.asarray(metrics["loss"])))  # waits
+        done += experiment.steps_per_call
         return time.perf_counter() - start
 
     return step
