@@ -228,11 +228,13 @@ def _write_cache(cache: pathlib.Path, arrays: dict[str, np.ndarray], num_classes
     """Writes beside the final place and renames: a reader sees all of it or nothing."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = pathlib.Path(tempfile.mkdtemp(prefix="partial-", dir=cache.parent))
-        for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array)
-        (partial / "num_classes.json").write_text(json.dumps(num_classes))
-        shutil.rmtree(cache, ignore_errors=True)
-        partial.rename(cache)
+        with tempfile.TemporaryDirectory(prefix="partial-", dir=cache.parent) as folder:
+            partial = pathlib.Path(folder, cache.name)
+            partial.mkdir()
+            for name, array in arrays.items():
+                np.save(partial / f"{name}.npy", array)
+            (partial / "num_classes.json").write_text(json.dumps(num_classes))
+            shutil.rmtree(cache, ignore_errors=True)
+            partial.rename(cache)
     except OSError as error:
         _logger.warning("could not cache the data set in %s: %s", cache, error)
