@@ -211,7 +211,7 @@ def count():
 def timed(request, count):
     started = time.time()
     yield
-    count("seconds", request.node.name, [started, time.time()])
+    count("seconds", request.node.nodeid, time.time() - started)
 
 
 def _merge(path: pathlib.Path, added):
@@ -229,15 +229,15 @@ def _merge(path: pathlib.Path, added):
 
 
 def _summary(parts):
-    times = [moment for span in parts.get("seconds", {}).values() for moment in span]
+    seconds = parts.get("seconds", {})
     result = {
         "what": "The fault suite: runs on the digits that are killed, starved or given damaged files",
         "command": "pytest -m faults",
         "machine": "2 CPU cores, shared with other work",
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
-        "tests": len(parts.get("seconds", {})),
-        "seconds": round(max(times) - min(times)) if times else None,
+        "tests": len(seconds),
+        "seconds_of_all_tests_one_after_another": round(sum(seconds.values())),
     }
     if runs := parts.get("kills", {}):
         total = {key: sum(run[key] for run in runs.values()) for key in ("kills", "while_writing")}
