@@ -16,7 +16,7 @@ import re
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -150,8 +150,7 @@ class Checkpoints:
             try:
                 return read(step)
             except Exception as error:  # whatever the file format's reader makes of damaged files
-                if self._read_only and not (self._directory / str(step)).is_dir():
-                    self._manager.reload()  # the run that trains here has removed it: it has newer ones
+                if self._outrun(steps[-1]) and which == "latest":
                     return self._first_readable(read, which)
                 reason = str(error).partition("\n")[0][:200]
                 _logger.warning(
@@ -161,6 +160,13 @@ class Checkpoints:
                 if not self._read_only:
                     self._set_aside(step)
         raise InputError(f"{self._directory}: no checkpoint can be read, of steps {steps}")
+
+    def _outrun(self, step: int) -> bool:
+        """Whether the run that trains here has newer checkpoints, for which it removes older ones."""
+        if not self._read_only:
+            return False
+        self._manager.reload()
+        return (self._manager.latest_step() or 0) > step
 
     def close(self) -> None:
         """Ends what Orbax has in the background."""
@@ -198,7 +204,7 @@ class Checkpoints:
         return self._restore_items(step, record=_RECORD)["record"]
 
     def _restore_items(self, step: int, **items: Any) -> Any:
-        _check_files(self._directory / str(step))
+        _check_files(self._directory / str(step), items)
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _set_aside(self, step: int) -> None:
@@ -235,7 +241,7 @@ def _checksum(array: Any) -> int:
 def _digests(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint, by its path in it."""
     return {
-        str(path.relative_to(folder)): _digest(path)
+        path.relative_to(folder).as_posix(): _digest(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(_INVENTORY)
     }
@@ -246,17 +252,19 @@ def _digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_files(folder: pathlib.Path) -> None:
-    """Raises ``ValueError`` if a file is not as the inventory says.
+def _check_files(folder: pathlib.Path, items: Collection[str]) -> None:
+    """Raises ``ValueError`` if a file of these items is not as the inventory says.
 
     A checkpoint has no inventory if the run was killed right after it was written; its arrays still have
     their checksums.
     """
     inventory = folder / _INVENTORY
-    if inventory.is_file():
-        for name, expected in json.loads(inventory.read_bytes()).items():
-            if _digest(folder / name) != expected:
-                raise ValueError(f"{name} is not the file that was written")
+    if not inventory.is_file():
+        return
+    for name, expected in json.loads(inventory.read_bytes()).items():
+        item, _, within = name.partition("/")
+        if (item in items or not within) and _digest(folder / name) != expected:
+            raise ValueError(f"{name} is not the file that was written")
 
 
 @contextlib.contextmanager

@@ -80,8 +80,9 @@ def test_a_run_that_explodes_keeps_its_last_good_checkpoint(
         assert "Infinity" not in logged
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "cs_kd"])
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("objective", "split"), [("cs_kd", "train"), ("cross_entropy", "train"), ("cs_kd", "test")]
+)
 def test_a_class_that_is_not_there(programs, tiny, data, tmp_path, objective, split):
     path = tmp_path / "run"
     arguments = (
