@@ -130,7 +130,7 @@ class Workdir:
     @property
     def unfinished(self):
         """Checkpoints that are being written, or whose writing was cut off."""
-        return [p.name for p in (self.path / "checkpoints").glob("*tmp*")]
+        return {(p.name, _inode(p)) for p in (self.path / "checkpoints").glob("*tmp*")}
 
     @property
     def digests(self):
@@ -145,21 +145,29 @@ class Workdir:
 
     def await_line(self, process, step):
         """Until the log has come to a step."""
-        self._await(process, lambda: self.last_logged >= step, f"step {step}")
+        self.await_(process, lambda: self.last_logged >= step, f"step {step}")
 
     def await_writing(self, process):
         """Until a checkpoint is being written."""
-        self._await(process, lambda: self.unfinished, "a checkpoint")
+        self.await_(process, lambda: self.unfinished, "a checkpoint")
 
     def await_checkpoint(self, process, step):
-        self._await(process, lambda: max(self.steps, default=0) >= step, f"checkpoint {step}")
+        self.await_(process, lambda: max(self.steps, default=0) >= step, f"checkpoint {step}")
 
-    def _await(self, process, condition, what):
+    def await_(self, process, condition, what):
+        """Until the condition holds, of a process that is still at work."""
         deadline = time.monotonic() + LIMIT
         while not condition():
             assert process.poll() is None, f"ended before {what}: {process.stderr.read()}"
             assert time.monotonic() < deadline, f"did not come to {what}"
             time.sleep(0.002)
+
+
+def _inode(path):
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:  # it is complete by now, and has its name
+        return None
 
 
 @pytest.fixture(scope="session")
