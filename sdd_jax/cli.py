@@ -1,6 +1,7 @@
 """The command lines of ``train.py`` and ``eval.py``."""
 
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -11,7 +12,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from sdd_jax.compilation import keep_compiled
-from sdd_jax.errors import InputError, check
+from sdd_jax.errors import Failure, InputError, check
 
 DEFAULT_CARD = "configs/digits.py"
 
@@ -100,20 +101,22 @@ def _run(main: Callable[[], None]) -> None:
     def guarded(argv):
         if len(argv) > 1:
             _fail(2, f"unexpected argument {argv[1]!r}; flags begin with --")
-        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells every detail of every save
+        # Orbax tells every detail of every save, and what fails as often as threads wait for it.
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         logging.getLogger("sdd_jax").setLevel(logging.WARNING)
         _initialize_distributed()
-        from sdd_jax.training.loop import Interrupted, NonFiniteLossError
+        from sdd_jax.training.loop import Interrupted
 
         try:
             main()
-        except InputError as error:
-            _fail(2, error)
-        except NonFiniteLossError as error:
-            _fail(1, error)
+        except Failure as error:
+            _fail(error.status, error)
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(143)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # so that --help shows them
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -158,4 +161,8 @@ def _unknown_override(argv: list[str], card: ConfigDict) -> str | None:
 
 def _fail(status: int, error: object) -> None:
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would say so once more at its end, and with a status of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

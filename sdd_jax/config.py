@@ -139,12 +139,16 @@ def _update(full: ConfigDict, given: dict, path: str) -> None:
     for key, value in given.items():
         if key not in full:
             raise InputError(f"{path}.{key}: there is no such field; {path} has {', '.join(full)}")
-        if isinstance(value, dict) and key not in NAMED:
-            _update(full[key], value, f"{path}.{key}")
-        elif isinstance(full[key], tuple):
-            full[key] = tuple(value)
-        else:
-            full[key] = value
+        kind = dict if isinstance(full[key], ConfigDict) else type(full[key])
+        try:
+            if kind is dict and key not in NAMED:
+                _update(full[key], dict(value), f"{path}.{key}")
+            else:
+                full[key] = tuple(value) if kind is tuple else value
+        except TypeError:  # as a damaged record may have it
+            raise InputError(
+                f"{path}.{key}: must be of type {kind.__name__}, got {value!r}"
+            ) from None
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:

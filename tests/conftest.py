@@ -1,9 +1,12 @@
 """Every test sees four CPU devices."""
 
+import io
 import pathlib
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 jax.config.update("jax_num_cpu_devices", 4)  # before the backend starts
 jax.config.update("jax_disable_most_optimizations", True)  # tests compile more than they compute
@@ -31,3 +34,70 @@ def tiny_config():
     config.duration = "4 epochs"
     config.log_every = "4 steps"
     return config
+
+
+@pytest.fixture(scope="session")
+def encoded():
+    """Turns an array into an image file, at its start."""
+
+    def encode(image, kind="PNG"):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, kind)
+        file.seek(0)
+        return file
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def prepare():
+    """Writes a data set of ArrayRecord files into a data_dir."""
+
+    def prepare(data_dir, set_name, features, splits):
+        """``splits``: name -> list of examples."""
+        import tensorflow_datasets as tfds
+
+        with tfds.core.registered.skip_registration():
+
+            class Made(tfds.core.GeneratorBasedBuilder):
+                name = set_name
+                VERSION = tfds.core.Version("1.0.0")
+
+                def _info(self):
+                    return self.dataset_info_from_configs(
+                        features=tfds.features.FeaturesDict(features)
+                    )
+
+                def _split_generators(self, dl_manager):
+                    return {split: enumerate(examples) for split, examples in splits.items()}
+
+                def _generate_examples(self):
+                    raise NotImplementedError
+
+        Made(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory, prepare, encoded):
+    """A data_dir with ``tiny_birds``: 48 and 14 JPEGs of three classes, of different sizes."""
+    import tensorflow_datasets as tfds
+
+    rng = np.random.default_rng(0)
+
+    def example(i):
+        height, width = 30 + 3 * (i % 7), 50 - 4 * (i % 5)
+        image = np.full((height, width, 3), 60 * (i % 3) + 40) + rng.normal(
+            0, 20, (height, width, 3)
+        )
+        return {"image": encoded(np.clip(image, 0, 255).astype(np.uint8), "JPEG"), "label": i % 3}
+
+    features = {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    path = tmp_path_factory.mktemp("photographs")
+    splits = {"train": map(example, range(48)), "test": map(example, range(48, 62))}
+    prepare(path, "tiny_birds", features, splits)
+    return str(path)

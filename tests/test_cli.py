@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -140,24 +139,6 @@ def test_two_processes_of_two_devices_train_the_run_of_one_and_stop_together(
     for one, two in zip(early, metrics(tmp_path), strict=False):
         assert one["step"] == two["step"]
         np.testing.assert_allclose(one["train/loss"], two["train/loss"], rtol=1e-4)
-
-
-def test_a_run_killed_at_random_moments_ends_in_the_same_parameters(root, default_run, tmp_path):
-    rng = random.Random()
-    for _ in range(3):
-        process = subprocess.Popen(
-            command(root, "train.py", f"--workdir={tmp_path}"),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, 4))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = run(root, "train.py", f"--workdir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert checksums(tmp_path) == checksums(default_run[0])
 
 
 def test_sigterm_saves_and_the_same_command_resumes_on_another_number_of_devices(root, tmp_path):

@@ -28,11 +28,13 @@ class Evaluation:
       subject: config, data set and network.
       variables: the network's parameters and batch statistics, on the devices.
       split: the split that is evaluated.
+      before_batch: called before each batch; what it raises ends the evaluation.
     """
 
     subject: "Subject"
     variables: Any
     split: str = "test"
+    before_batch: Callable[[], None] = lambda: None
 
     @property
     def images(self) -> np.ndarray:
@@ -113,12 +115,12 @@ class Evaluation:
 
     def stream(self, program: Callable, *arrays: np.ndarray) -> Any:
         """Runs a program of compiled functions over all examples; empty arrays are refused."""
-        return stream(program, self._batch_size, *arrays)
+        return stream(program, self._batch_size, *arrays, before_batch=self.before_batch)
 
     def of(self, trained: "Trained") -> "Evaluation":
         """The evaluation of another network on the same images."""
         subject = dataclasses.replace(self.subject, model=trained.model)
-        return Evaluation(subject, replicate(trained.variables), self.split)
+        return dataclasses.replace(self, subject=subject, variables=replicate(trained.variables))
 
     @functools.cached_property
     def _features(self) -> np.ndarray:

@@ -64,12 +64,14 @@ def save(plot: Plot, data: Mapping[str, Any], runs: Iterable[str], path: pathlib
       runs: all runs; a run looks the same in every plot.
       path: of the file.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     series = {
         run: (data[run], style) for run, style in zip(runs, styles(), strict=False) if run in data
     }
     shape = (plot.width(len(series)), plot.size[1])
-    figure = Figure(figsize=shape, dpi=150, layout="constrained")
-    plot.draw(figure, series)
-    figure.savefig(path)
+    with rc_context({"text.parse_math": False}):  # a run's name may hold a $
+        figure = Figure(figsize=shape, dpi=150, layout="constrained")
+        plot.draw(figure, series)
+        figure.savefig(path)

@@ -87,24 +87,31 @@ def compiled(function: Callable, network: Network, *, gather: bool = True, **sta
     return call
 
 
-def stream(program: Callable, batch_size: int, *arrays: np.ndarray) -> Any:
+def stream(
+    program: Callable,
+    batch_size: int,
+    *arrays: np.ndarray,
+    before_batch: Callable[[], None] = lambda: None,
+) -> Any:
     """Runs ``program`` over all examples, batch by batch.
 
     Args:
       program: shares of each array in, a tree of gathered arrays ``[batch_size, ...]`` out.
       batch_size: a multiple of the number of devices.
       *arrays: host arrays ``[N, ...]``, N >= 1; they may be memory-mapped.
+      before_batch: called before each batch; what it raises ends the stream.
 
     Returns:
       The tree, of host arrays ``[N, ...]``.
     """
-    results = list(_in_order(program, batch_size, arrays))
+    results = list(_in_order(program, batch_size, arrays, before_batch))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(arrays[0])], *results)
 
 
-def _in_order(program, batch_size, arrays) -> Iterator[Any]:
+def _in_order(program, batch_size, arrays, before_batch) -> Iterator[Any]:
     pending = collections.deque()
     for start in range(0, len(arrays[0]), batch_size):
+        before_batch()
         batch = (np.asarray(array[start : start + batch_size]) for array in arrays)
         pending.append(program(*(local_shares(_padded(part, batch_size)) for part in batch)))
         if len(pending) == IN_FLIGHT:

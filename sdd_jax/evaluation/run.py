@@ -10,14 +10,14 @@ import jax
 from ml_collections import ConfigDict
 
 from sdd_jax.config import complete
-from sdd_jax.errors import InputError
+from sdd_jax.errors import InputError, writing
 from sdd_jax.evaluation.checks import Check, build, checks
 from sdd_jax.evaluation.evaluate import Evaluation
 from sdd_jax.evaluation.report import Report
 from sdd_jax.experiment import Subject, load_subject
 from sdd_jax.parallel import replicate
 from sdd_jax.trained import load_trained
-from sdd_jax.training.workdir import read_config
+from sdd_jax.training.workdir import read_config, write_text
 
 ALL = "all"
 
@@ -50,6 +50,7 @@ def evaluate_workdir(
       InputError: no run, no such check or checkpoint, an unusable option, a check that no run can have,
       or
         data that is not there; nothing has been computed.
+      WriteError: the figures or the report cannot be written.
     """
     folders = _named([workdir, *compare])
     subjects = {run: _subject(folder, overrides or {}) for run, folder in folders.items()}
@@ -92,12 +93,16 @@ def evaluate_workdir(
     if jax.process_index() == 0:
         for run, folder in folders.items():
             output = folder / "eval" / "metrics.json"
-            output.parent.mkdir(exist_ok=True)
+            with writing(output.parent):
+                output.parent.mkdir(exist_ok=True)
             finite = {k: v if math.isfinite(v) else None for k, v in results[run].items()}
-            output.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
-        report.write(folders[next(iter(folders))] / "eval")
-        print(report.text())
-        print(f"\nall figures and plots: {folders[next(iter(folders))] / 'eval' / 'report.html'}")
+            write_text(output, json.dumps(finite, indent=2, allow_nan=False) + "\n")
+        written = folders[next(iter(folders))] / "eval"
+        with writing(written):
+            report.write(written)
+        with writing("standard output"):
+            print(report.text())
+            print(f"\nall figures and plots: {written / 'report.html'}", flush=True)
     return results[next(iter(results))]
 
 

@@ -1,25 +1,28 @@
 """The training run: from a config and a workdir to a checkpoint and its evaluation."""
 
+import contextlib
 import pathlib
 import signal
 import time
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from sdd_jax.errors import Failure, writing
 from sdd_jax.evaluation import Evaluation
 from sdd_jax.experiment import Experiment, load_experiment
 from sdd_jax.parallel import replicate
 from sdd_jax.training.checkpoints import Checkpoints
-from sdd_jax.training.metrics_log import MetricsLog, read_metrics
+from sdd_jax.training.metrics_log import MetricsLog
 from sdd_jax.training.step import compile_training
-from sdd_jax.training.workdir import open_workdir
+from sdd_jax.training.workdir import open_workdir, read_metrics
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The loss is not a finite number any more; the message has the step."""
+class NonFiniteLossError(Failure, FloatingPointError):
+    """The loss, or a parameter, is not a finite number any more; the message has the step."""
 
 
 class Interrupted(Exception):
@@ -43,22 +46,27 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     Raises:
       InputError: config or workdir cannot be used; nothing has been compiled.
-      NonFiniteLossError: the loss is not finite; the last good checkpoint is kept.
+      NonFiniteLossError: the loss or a parameter is not finite; the last good checkpoint is kept.
+      WriteError: the disk is full, or something else keeps the run from writing; checkpoints are kept.
       Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
-    # -------------------------------------------------------------- experiment and workdir
     experiment = load_experiment(config)
-    config = experiment.config
-    folder = open_workdir(workdir, config)
-    dataset, engine, total = experiment.dataset, experiment.engine, experiment.total_steps
+    with open_workdir(workdir, experiment.config) as folder:
+        return _train(experiment, folder)
+
+
+def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
+    config, dataset, engine = experiment.config, experiment.dataset, experiment.engine
+    total = experiment.total_steps
 
     # ------------------------------------------------------------------ state, new or resumed
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     restored = checkpoints.restore(experiment.abstract_state)
     start = 0 if restored is None else int(restored.step)
-    result = _recorded_evaluation(folder, start)
-    if start >= total and result:
-        print(f"{folder} is finished: step {start}, eval/accuracy {result['eval/accuracy']:.4f}")
+    recorded = _recorded(folder, start)
+    if start >= total and "eval/accuracy" in recorded:
+        result = _evaluation(recorded)
+        _say_finished(folder, start, result)
         return result
     state = replicate(experiment.create_state() if restored is None else restored)
     log = MetricsLog(folder, start=start, total=total, steps_per_epoch=engine.steps_per_epoch)
@@ -75,64 +83,100 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     resident, constants = replicate((engine.resident, experiment.objective.constants))
     references = {f"train/{name}": value for name, value in experiment.references().items()}
 
-    def evaluate(split: str, prefix: str) -> dict[str, float]:
-        summary = Evaluation(experiment, state.variables, split).summary()
-        return {f"{prefix}/{name}": value for name, value in summary.items()}
-
     # ------------------------------------------------------------------------------------ loop
     interval = _Interval(start, config.batch_size)
-    with _StopSignal() as stop_signal:
-        try:
-            step = start
-            if start and _due(start, experiment.eval_every, total) and not result:
-                result = evaluate("test", "eval")  # the run was stopped before it came to that
-                log.write(start, result)
-            while step < total:
-                until = _next_call(experiment, step)
-                state, metrics = train_call(state, engine.inputs(step, until), resident, constants)
-                interval.add(metrics, until - step)
-                step = until
-                stopping = stop_signal.received(step)
+    with contextlib.ExitStack() as stack:
+        for part in (engine, log, checkpoints):
+            stack.callback(part.close)
+        stop_signal = stack.enter_context(_StopSignal())
+
+        def evaluate(step: int, values: dict[str, float]) -> bool:
+            """Adds the evaluations due at the step that are not there; whether all of them are now."""
+            try:
+                for split, prefix in _evaluations(experiment, step).items():
+                    if f"{prefix}/accuracy" not in values:
+                        on = Evaluation(experiment, state.variables, split, stop_signal.check)
+                        values |= {f"{prefix}/{name}": v for name, v in on.summary().items()}
+            except _StopAsked:
+                return False
+            return True
+
+        step, stopping = start, False
+        if start:  # the run may have been stopped before it came to the evaluations of this step
+            values = dict(recorded)
+            stopping = not evaluate(start, values)
+            if added := {name: v for name, v in values.items() if name not in recorded}:
+                log.write(start, added)
+                checkpoints.note_accuracy(start, values.get("validation/accuracy"))
+        while step < total and not stopping:
+            until = _next_call(experiment, step)
+            state, metrics = train_call(state, engine.inputs(step, until), resident, constants)
+            interval.add(metrics, until - step)
+            step = until
+            stopping = stop_signal.received()
+            saving = _due(step, experiment.checkpoint_every, total) or stopping
+            logging = step // experiment.log_every > interval.start // experiment.log_every
+            evaluating = bool(_evaluations(experiment, step))
+            if saving or logging or evaluating:
+                values = interval.finish() | references
+                values["train/learning_rate"] = float(experiment.schedule(step - 1))
+                if saving or evaluating:
+                    _check_finite(state.variables, step)
                 # Who asks a run to stop may not wait for long: it is evaluated when it resumes.
-                evaluating = _due(step, experiment.eval_every, total) and not stopping
-                saving = _due(step, experiment.checkpoint_every, total) or stopping
-                logging = step // experiment.log_every > interval.start // experiment.log_every
-                if evaluating or saving or logging:
-                    values = interval.finish() | references
-                    values["train/learning_rate"] = float(experiment.schedule(step - 1))
-                    if (evaluating or saving) and not stopping and "validation" in dataset.splits:
-                        values |= evaluate("validation", "validation")
-                    if evaluating:
-                        result = evaluate("test", "eval")
-                        values |= result
-                    log.write(step, values)
-                    if saving:
-                        checkpoints.save(
-                            step, state, validation_accuracy=values.get("validation/accuracy")
-                        )
-                    interval.resume_clock()
-                if stopping:
-                    raise Interrupted(
-                        f"stopped after step {step}, which is saved; the same command resumes"
-                    )
-        finally:
-            checkpoints.close()
-            log.close()
-            engine.close()
-    print(f"{folder} is finished: step {total}, eval/accuracy {result['eval/accuracy']:.4f}")
+                stopping = stopping or not evaluate(step, values)
+                log.write(step, values)
+                if saving or stopping:
+                    accuracy = values.get("validation/accuracy")
+                    checkpoints.save(step, state, validation_accuracy=accuracy)
+                interval.resume_clock()
+        if stopping:
+            raise Interrupted(
+                f"stopped after step {step}, which is saved; the same command resumes"
+            )
+    result = _evaluation(values)
+    _say_finished(folder, total, result)
     return result
+
+
+def _say_finished(folder: pathlib.Path, step: int, result: dict[str, float]) -> None:
+    with writing("standard output"):
+        print(
+            f"{folder} is finished: step {step}, eval/accuracy {result['eval/accuracy']:.4f}",
+            flush=True,
+        )
 
 
 def _due(step: int, every: int, total: int) -> bool:
     return step % every == 0 or step == total
 
 
-def _recorded_evaluation(folder: pathlib.Path, step: int) -> dict[str, float]:
-    """The evaluation at ``step`` that the log holds, or nothing."""
-    for line in read_metrics(folder):
-        if line["step"] == step and "eval/accuracy" in line:
-            return {name: value for name, value in line.items() if name.startswith("eval/")}
-    return {}
+def _evaluations(experiment: Experiment, step: int) -> dict[str, str]:
+    """The splits to evaluate at a step, and what their figures are called in the log."""
+    evaluating, saving = (
+        _due(step, every, experiment.total_steps)
+        for every in (experiment.eval_every, experiment.checkpoint_every)
+    )
+    due = {"validation": "validation", "test": "eval"} if evaluating else {}
+    due |= {"validation": "validation"} if saving else {}
+    return {split: due[split] for split in due if split in experiment.dataset.splits}
+
+
+def _recorded(folder: pathlib.Path, step: int) -> dict[str, float]:
+    """The log's line of a step, or nothing."""
+    lines = [line for line in read_metrics(folder) if line["step"] == step]
+    return lines[-1] if lines else {}
+
+
+def _evaluation(line: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if name.startswith("eval/")}
+
+
+def _check_finite(variables: Any, step: int) -> None:
+    """Raises ``NonFiniteLossError`` before a state is saved from which no run can go on."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(variables))):
+        raise NonFiniteLossError(
+            f"the parameters are not finite after step {step}; the last good checkpoint is kept"
+        )
 
 
 def _next_call(experiment: Experiment, step: int) -> int:
@@ -196,11 +240,16 @@ class _Interval:
         self._clock, self._timed_from = time.perf_counter(), self._end
 
 
+class _StopAsked(Exception):
+    """Somebody wants the run to stop, while it evaluates."""
+
+
 class _StopSignal:
-    """Notes SIGTERM and the first Ctrl-C; several processes agree on the step at which to stop."""
+    """Notes SIGTERM and the first Ctrl-C; several processes agree on the moment at which to stop."""
 
     def __enter__(self):
         self._received = False
+        self._asked = 0
         self._previous = {}
         if jax.process_count() == 1:  # otherwise JAX's own service watches for SIGTERM
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -214,10 +263,17 @@ class _StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def received(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+    def received(self) -> bool:
+        """Whether to stop now; all processes ask the same number of times."""
+        if jax.process_count() > 1 and not self._received:
+            self._asked += 1
+            self._received = multihost_utils.reached_preemption_sync_point(self._asked)
         return self._received
+
+    def check(self) -> None:
+        """Raises ``_StopAsked`` if it is time to stop."""
+        if self.received():
+            raise _StopAsked
 
     def _note(self, number, frame):
         self._received = True

@@ -1,13 +1,21 @@
 """Where a run's figures go: metrics.jsonl, TensorBoard and the terminal."""
 
 import json
-import os
 import pathlib
+import socket
+import struct
 import sys
+import time
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 from tqdm import tqdm
+
+from sdd_jax.errors import writing
+from sdd_jax.training.workdir import read_metrics, write_text
 
 
 class MetricsLog:
@@ -20,6 +28,9 @@ class MetricsLog:
       start: the step from which the run goes on; later lines of an interrupted run are dropped.
       total: the run's last step.
       steps_per_epoch: for the field ``epoch``.
+
+    Raises:
+      WriteError: also by every method; a file or the terminal cannot be written to.
     """
 
     def __init__(self, workdir: pathlib.Path, *, start: int, total: int, steps_per_epoch: int):
@@ -30,23 +41,22 @@ class MetricsLog:
             disable=not (self._first_process and sys.stderr.isatty()),
         )  # fmt: skip
         if self._first_process:
-            path = workdir / "metrics.jsonl"
-            kept = [line for line in read_metrics(workdir) if line["step"] <= start]
-            partial = workdir / "metrics.jsonl.partial"
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(partial, path)
-            self._file = path.open("a")
-            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            self._path = workdir / "metrics.jsonl"
+            self._rewrite([line for line in read_metrics(workdir) if line["step"] <= start])
+            self._events = _Events(workdir / "tensorboard", purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Records the figures of a step."""
+        """Records the figures of a step, in one line with what is recorded of it already."""
         if not self._first_process:
             return
         line = {"step": step, "epoch": round(step / self._steps_per_epoch, 4)} | values
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        if step == self._last_step:
+            *before, last = read_metrics(self._path.parent)
+            self._rewrite([*before, last | line])
+        else:
+            _append(self._path, (json.dumps(line) + "\n").encode())
+            self._last_step = step
+        self._events.write(step, values)
         self._bar.update(step - self._bar.n)
         self._bar.set_postfix_str(
             f"loss {values['train/loss']:.4g}" if "train/loss" in values else ""
@@ -57,15 +67,45 @@ class MetricsLog:
     def say(self, message: str) -> None:
         """A line for the person who watches."""
         if self._first_process:
-            self._bar.write(message, file=sys.stdout)
-            sys.stdout.flush()
+            with writing("standard output"):
+                self._bar.write(message, file=sys.stdout)
+                sys.stdout.flush()
 
     def close(self) -> None:
-        """Ends the bar and the files."""
+        """Ends the bar; the files are never open between two lines."""
         self._bar.close()
-        if self._first_process:
-            self._file.close()
-            self._tensorboard.close()
+
+    def _rewrite(self, lines: list[dict[str, float]]) -> None:
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._last_step = lines[-1]["step"] if lines else None
+
+
+class _Events:
+    """A file of TensorBoard events, written at once: what fails, fails here and not in a thread."""
+
+    def __init__(self, folder: pathlib.Path, *, purge_step: int):
+        self._path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        self._write(Event(file_version="brain.Event:2"))
+        # What an interrupted run has written of these steps is hidden: they will be trained again.
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        scalars = [value for item in values.items() for value in scalar(*item).value]
+        self._write(Event(step=step, summary=Summary(value=scalars)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+        _append(self._path, length + next(checksums) + data + next(checksums))
+
+
+def _append(path: pathlib.Path, data: bytes) -> None:
+    with writing(path), path.open("ab") as file:
+        file.write(data)
 
 
 def _brief(values: dict[str, float]) -> str:
@@ -81,16 +121,3 @@ def _brief(values: dict[str, float]) -> str:
         del shown[hidden]
     text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
     return text + (f"  {speed:,.0f} images/s" if speed else "")
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl``; a last line that was cut off in the middle is left out."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    complete = []
-    for line in lines:
-        try:
-            complete.append(json.loads(line))
-        except ValueError:
-            break
-    return complete

@@ -98,3 +98,12 @@ def test_evaluation_leaves_damaged_checkpoints_where_they_are(tmp_path, state):
     damage(tmp_path, 2)
     assert equal(Checkpoints(tmp_path, read_only=True).restore(state), at(state, 1))
     assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+def test_evaluation_takes_the_newest_when_training_has_removed_what_it_was_about_to_read(
+    tmp_path, state
+):
+    write(tmp_path, state, {1: None, 2: None})
+    reader = Checkpoints(tmp_path, read_only=True)
+    write(tmp_path, state, {3: None, 4: None})  # and 1 and 2 are gone
+    assert equal(reader.restore(state), at(state, 4))

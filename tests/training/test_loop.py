@@ -172,6 +172,20 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_c
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
 
 
+def test_parameters_that_are_not_finite_are_never_saved(tiny_config, tmp_path, monkeypatch):
+    step_fn = training_step.train_step
+
+    def poisoned(state, raw, constants, **options):
+        state, metrics = step_fn(state, raw, constants, **options)  # the loss is still fine
+        spoil = jax.numpy.where(state.step == 16, np.nan, 1.0)
+        return state.replace(params=jax.tree.map(lambda x: x * spoil, state.params)), metrics
+
+    monkeypatch.setattr(training_step, "train_step", poisoned)
+    with pytest.raises(loop.NonFiniteLossError, match="parameters are not finite after step 16"):
+        loop.train_and_evaluate(tiny_config, str(tmp_path))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
+
+
 def test_calls_lie_on_a_grid_that_does_not_depend_on_where_a_run_resumed():
     class Plan:
         eval_every, checkpoint_every, total_steps, steps_per_call = 10, 15, 32, 4

@@ -5,6 +5,7 @@ decoded arrays are kept in a cache, so that the next start does not even import 
 stay encoded in their files; of them only the labels are kept.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -12,7 +13,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,15 +33,16 @@ def tfds(*, argument: str, data_dir: str, cache_dir: str, encoded: bool):
     """Reads the split "train", and "test" or, where that has no labels or is not there, "validation".
 
     Raises:
-      InputError: unknown or unprepared data set, or one that is not image classification.
+      InputError: unknown, unprepared or damaged data set, or one that is not image classification.
     """
     name = argument
     default_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     data_dir = os.path.expanduser(data_dir or default_dir)
-    arrays, num_classes = _cached(name, data_dir, cache_dir, encoded)
-    if encoded:
-        for split in ("train", "test"):
-            arrays[f"{split}_images"] = EncodedImages(name, data_dir, split)
+    with _readable(name, data_dir):
+        arrays, num_classes = _cached(name, data_dir, cache_dir, encoded)
+        if encoded:
+            for split in ("train", "test"):
+                arrays[f"{split}_images"] = EncodedImages(name, data_dir, split)
     return arrays, num_classes
 
 
@@ -162,6 +164,19 @@ def _data_source(builder: Any, split: str, **options: Any) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def _readable(name: str, data_dir: str) -> Iterator[None]:
+    """Around what reads the prepared files, which may be gone, or not be what they were."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, OSError, ValueError, IndexError) as error:  # as ArrayRecord has it
+        raise InputError(
+            f"config.dataset.name: the files of {name!r} in {data_dir!r} cannot be read: {error}"
+        ) from error
+
+
 def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
     builder, splits = _open(name, data_dir)
     arrays = {}
@@ -228,11 +243,13 @@ def _write_cache(cache: pathlib.Path, arrays: dict[str, np.ndarray], num_classes
     """Writes beside the final place and renames: a reader sees all of it or nothing."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = pathlib.Path(tempfile.mkdtemp(prefix="partial-", dir=cache.parent))
-        for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array)
-        (partial / "num_classes.json").write_text(json.dumps(num_classes))
-        shutil.rmtree(cache, ignore_errors=True)
-        partial.rename(cache)
+        with tempfile.TemporaryDirectory(prefix="partial-", dir=cache.parent) as folder:
+            partial = pathlib.Path(folder, cache.name)
+            partial.mkdir()
+            for name, array in arrays.items():
+                np.save(partial / f"{name}.npy", array)
+            (partial / "num_classes.json").write_text(json.dumps(num_classes))
+            shutil.rmtree(cache, ignore_errors=True)
+            partial.rename(cache)
     except OSError as error:
         _logger.warning("could not cache the data set in %s: %s", cache, error)

@@ -1,0 +1,255 @@
+"""Files of a run that are cut, emptied, changed in one bit, or gone."""
+
+import collections
+import json
+import random
+import shutil
+import signal
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from sdd_jax.errors import InputError
+from sdd_jax.models import build, models
+from sdd_jax.training import loop
+from sdd_jax.training import state as train_state
+from sdd_jax.training.checkpoints import Checkpoints
+
+
+def flip(path, share):
+    """Changes one bit of the byte that lies this far into the file."""
+    data = bytearray(path.read_bytes())
+    data[round(share * (len(data) - 1))] ^= 1 << random.randrange(8)
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut to half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "removed": lambda path: path.unlink(),
+    "one bit": lambda path: flip(path, random.random()),
+}
+INVENTORY = "files.json"
+
+
+@pytest.fixture(scope="module")
+def state():
+    """Arrays of which some lie in files of their own."""
+    model = build({"name": "mlp", "width": 40, "depth": 2}, num_classes=3)
+    made = train_state.create(model, optax.sgd(0.1, momentum=0.9), seed=0, image_shape=(4, 4, 1))
+    return jax.device_get(made)
+
+
+def at(state, step):
+    move = np.float32(step)
+    params = jax.tree.map(lambda x: x + move, state.params)
+    return state.replace(step=np.int32(step), params=params)
+
+
+def equal(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.fixture(scope="module")
+def saved(state, tmp_path_factory):
+    """Workdirs with checkpoints 1 and 2, and with 2 alone."""
+    folders = {}
+    for name, steps in (("two", (1, 2)), ("one", (2,))):
+        folders[name] = tmp_path_factory.mktemp("saved") / name
+        checkpoints = Checkpoints(folders[name])
+        for step in steps:
+            checkpoints.save(step, at(state, step), validation_accuracy=step / 10)
+        checkpoints.close()
+    return folders
+
+
+def restored(folder, state, reader):
+    """The step, None if it is refused, and whether all of it is as it was saved."""
+    checkpoints = Checkpoints(folder, read_only=reader == "variables")
+    try:
+        if reader == "variables":
+            like = {"params": state.params, "batch_stats": state.batch_stats}
+            step, found = checkpoints.restore_variables(like)
+            return step, equal(found, like | {"params": at(state, step).params})
+        found = checkpoints.restore(state)
+        return int(found.step), equal(found, at(state, int(found.step)))
+    except InputError:
+        return None, True
+    finally:
+        checkpoints.close()
+
+
+@pytest.mark.parametrize("reader", ["state", "variables"])
+@pytest.mark.parametrize(
+    ("there", "inventory"),
+    [("two", True), ("one", True), ("two", False)],
+    ids=["two", "one", "killed before its inventory"],
+)
+def test_what_is_restored_was_saved_whatever_file_is_damaged(
+    saved, state, there, reader, inventory, tmp_path, count, caplog
+):
+    source, outcomes = saved[there], collections.Counter()
+    files = [p for p in (source / "checkpoints" / "2").rglob("*") if p.is_file()]
+    assert len(files) > 10
+    for number, file in enumerate(files):
+        for damage, apply in DAMAGES.items():
+            folder = tmp_path / f"{number}"
+            shutil.copytree(source, folder)
+            apply(folder / file.relative_to(source))
+            if not inventory:
+                (folder / "checkpoints" / "2" / INVENTORY).unlink(missing_ok=True)
+            caplog.clear()
+            what = f"{file.relative_to(source)}, {damage}"
+            step, as_saved = restored(folder, state, reader)
+            assert as_saved, what
+            assert (step == 2) == ("2 is damaged" not in caplog.text), what
+            assert (step is None) <= (there == "one"), what
+            outcomes[{None: "refused", 1: "fell_back", 2: "harmless"}[step]] += 1
+            shutil.rmtree(folder)
+    if inventory:  # of all else every byte counts
+        only = [p for p in files if p.name == INVENTORY]
+        assert outcomes["harmless"] <= len(only) * len(DAMAGES)
+    name = f"{there} checkpoint{'s' if there == 'two' else ''}, {reader}"
+    name += "" if inventory else ", killed before its inventory"
+    counted = {"files": len(files), "damages": len(DAMAGES), "tried": len(files) * len(DAMAGES)}
+    count("damage", name, counted | outcomes)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_and_says_so(
+    programs, tiny, uninterrupted, ends_like, look, tmp_path
+):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "60"
+    flip(max(newest.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0), 0.5)
+    done = programs.finished(tmp_path / "run", *tiny)
+    assert "resuming after step 50" in done.stdout
+    assert done.stderr.count("\n") == 1
+    assert "60 is damaged" in done.stderr
+    assert "falling back to the one before" in done.stderr
+    assert "Traceback" not in done.stderr
+    ends_like(tmp_path / "run", uninterrupted)
+
+
+def test_a_run_without_a_checkpoint_that_can_be_read_stops(
+    programs, tiny, uninterrupted, refused, look, tmp_path
+):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("*/state/*.ocdbt"):
+        DAMAGES["cut to half"](path)
+    for script in ("eval.py", "train.py"):
+        arguments = tiny if script == "train.py" else ()
+        done = programs.run(script, f"--workdir={tmp_path / 'run'}", *arguments)
+        *warnings, last = done.stderr.splitlines(keepends=True)
+        refused(2, done.returncode, last, "no checkpoint can be read, of steps [40, 50, 60]")
+        assert len([line for line in warnings if "is damaged" in line]) == len(warnings) == 3
+    assert len(list((tmp_path / "run" / "damaged").iterdir())) == 3  # nothing is lost
+
+
+CONFIGS = {
+    **DAMAGES,
+    "binary": lambda path: path.write_bytes(bytes(range(256))),
+    "another kind": lambda path: path.write_text("[1, 2]"),
+    "no section": lambda path: path.write_text('{"config": {"model": 5}}'),
+    "no number": lambda path: path.write_text('{"config": {"seed": "x"}}'),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", [name for name in CONFIGS if name not in ("removed", "one bit")])
+def test_a_damaged_record_of_the_config_stops_the_run_and_leaves_its_checkpoints(
+    finished, damage, tmp_path
+):
+    config, whole, _ = finished
+    shutil.copytree(whole, tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run/checkpoints").rglob("*") if p.is_file()}
+    CONFIGS[damage](tmp_path / "run" / "config.json")
+    with pytest.raises(InputError) as error:
+        loop.train_and_evaluate(config, str(tmp_path / "run"))
+    assert "\n" not in str(error.value)
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_a_bit_of_the_record_of_the_config_is_refused_or_changes_nothing(finished, tmp_path):
+    config, whole, result = finished
+    shutil.copytree(whole, tmp_path / "run")
+    refused = 0
+    for _ in range(60):
+        shutil.copy(whole / "config.json", tmp_path / "run")
+        flip(tmp_path / "run" / "config.json", random.random())
+        try:
+            assert loop.train_and_evaluate(config, str(tmp_path / "run")) == result
+        except InputError:
+            refused += 1
+    assert refused
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Config, folder and result of a run of 12 steps, evaluated and saved every 4."""
+    from sdd_jax import config as base
+
+    config = base.default()
+    config.model = models.options("mlp", width=8, depth=1)
+    config.batch_size, config.duration = 64, "12 steps"
+    config.log_every, config.eval_every, config.checkpoint_every = "2 steps", "4 steps", "4 steps"
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return config, folder, loop.train_and_evaluate(config, str(folder))
+
+
+@pytest.fixture(scope="module")
+def stopped(finished, tmp_path_factory):
+    """The same run, stopped after step 9."""
+    config, _, _ = finished
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    compiled = loop.compile_training
+
+    def compile_and_stop(*arguments):
+        call = compiled(*arguments)
+
+        def stopping_call(state, *rest):
+            if int(state.step) == 9:
+                signal.raise_signal(signal.SIGTERM)
+            return call(state, *rest)
+
+        return stopping_call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_training", compile_and_stop)
+        with pytest.raises(loop.Interrupted, match="after step 10, which is saved"):
+            loop.train_and_evaluate(config, str(folder))
+    return folder
+
+
+def middle(text, line):
+    lines = text.splitlines(keepends=True)
+    return b"".join([*lines[:2], line, *lines[3:]])
+
+
+LOGS = {
+    "cut in a line": lambda text: text[:-20],
+    "garbage in the middle": lambda text: middle(text, b"}{nonsense\n"),
+    "bytes of no text": lambda text: middle(text, bytes(range(128, 256)) + b"\n"),
+    "zeros at the end": lambda text: text + b"\0" * 4096,
+    "other values": lambda text: middle(text, b'3\n[]\n{"step": "x"}\n{}\nnull\n'),
+    "emptied": lambda text: b"",
+    "all of it binary": lambda text: bytes(range(256)) * 40,
+}
+
+
+@pytest.mark.parametrize("damage", LOGS)
+def test_a_damaged_log_loses_its_damaged_lines_alone(finished, stopped, look, damage, tmp_path):
+    config, whole, result = finished
+    shutil.copytree(stopped, tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_bytes(LOGS[damage](log.read_bytes()))
+    assert loop.train_and_evaluate(config, str(tmp_path / "run")) == result
+    ours, theirs = look(tmp_path / "run"), look(whole)
+    assert ours.record(12) == theirs.record(12)
+    json.loads(f"[{','.join(log.read_text().splitlines())}]")  # all that is damaged is gone
+    lost = {"cut in a line": [10], "zeros at the end": []}.get(damage, [6])
+    if damage in ("emptied", "all of it binary"):
+        lost = [2, 4, 6, 8, 10]
+    expected = [line for line in theirs.lines if line["step"] not in lost]
+    assert ours.lines == expected

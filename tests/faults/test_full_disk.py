@@ -1,0 +1,116 @@
+"""No room for what a run has to write; then there is room, and the same command goes on."""
+
+import functools
+import resource
+import shutil
+import subprocess
+
+import pytest
+
+
+def limit(size):
+    """For a child: no file may grow beyond so many bytes. (Python ignores the signal of that.)"""
+    return functools.partial(
+        resource.setrlimit, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)
+    )
+
+
+@pytest.fixture
+def begun(programs, tiny, look, tmp_path):
+    """``begun(*arguments)``: a run that was killed a bit after its second checkpoint."""
+
+    def begun(*arguments):
+        path = tmp_path / "run"
+        with programs.started("train.py", f"--workdir={path}", *tiny, *arguments) as process:
+            look(path).await_checkpoint(process, 20)
+        return path
+
+    return begun
+
+
+SPARSE = ("--config.model={'name': 'mlp', 'width': 200, 'depth': 1}", "--config.log_every=30 steps")
+
+
+@pytest.mark.parametrize("size", [2_000, 40_000])
+def test_no_room_for_a_checkpoint(programs, tiny, look, ends_like, refused, begun, tmp_path, size):
+    """Of its first file, or of the arrays; the log is shorter."""
+    programs.finished(tmp_path / "whole", *tiny, *SPARSE)
+    path = begun(*SPARSE)
+    complete = {k: v for k, v in look(path).digests.items() if "tmp" not in k}
+    step = max(look(path).steps) + 10
+    for _ in range(2):  # it may be tried again before there is room
+        done = programs.train(path, *tiny, *SPARSE, preexec_fn=limit(size))
+        what = path / "checkpoints" / str(step)
+        refused(1, done.returncode, done.stderr, f"{what} cannot be written: File too large")
+        assert {name: look(path).digests[name] for name in complete} == complete
+    programs.finished(path, *tiny, *SPARSE)
+    ends_like(path, tmp_path / "whole")
+
+
+def test_no_room_for_the_log(programs, tiny, uninterrupted, look, ends_like, refused, tmp_path):
+    """A run from its start: the log, or the events, come to the limit before any checkpoint does."""
+    path = tmp_path / "run"
+    done = programs.train(path, *tiny, preexec_fn=limit(16_000))
+    refused(1, done.returncode, done.stderr, path, "cannot be written: File too large")
+    assert "metrics.jsonl" in done.stderr or "tensorboard/events" in done.stderr
+    assert look(path).steps
+    programs.finished(path, *tiny)
+    ends_like(path, uninterrupted)
+
+
+SCRIPT = """
+mount -t tmpfs -o size=$ROOM none "$DISK"
+set +e
+"$@" > "$OUT/first.out" 2> "$OUT/first.err"; echo $? > "$OUT/first.rc"
+mount -o remount,size=100m "$DISK"
+ls "$DISK/run/checkpoints" > "$OUT/between"
+"$@" > "$OUT/second.out" 2> "$OUT/second.err"; echo $? > "$OUT/second.rc"
+cp -r "$DISK/run" "$OUT/run"
+"""
+
+
+@pytest.mark.parametrize("room", [60, 250])
+def test_a_disk_that_is_full(programs, tiny, uninterrupted, ends_like, refused, tmp_path, room):
+    """A disk of so many KiB, in a mount namespace of its own."""
+    if subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True
+    ).returncode:
+        pytest.skip("mounting a small disk takes root and unshare")
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    out.mkdir()
+    environment = programs.environment | {"ROOM": f"{room}k", "DISK": str(disk), "OUT": str(out)}
+    command = programs.command("train.py", f"--workdir={disk / 'run'}", *tiny)
+    script = ["unshare", "--mount", "sh", "-ec", SCRIPT, "sh", *command]
+    subprocess.run(script, env=environment, check=True, timeout=240)
+    first = (out / "first.err").read_text()
+    refused(1, int((out / "first.rc").read_text()), first, disk / "run", "No space left on device")
+    assert (out / "second.rc").read_text() == "0\n", (out / "second.err").read_text()
+    if room == 250:  # then there was room for a checkpoint
+        step = max(int(n) for n in (out / "between").read_text().split() if n.isdigit())
+        assert f"resuming after step {step}" in (out / "second.out").read_text()
+    ends_like(out / "run", uninterrupted)
+
+
+def test_no_room_for_what_is_printed(programs, tiny, uninterrupted, refused, ends_like, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = programs.train(tmp_path / "run", *tiny, stdout=full)
+        refused(1, done.returncode, done.stderr, "standard output cannot be written: No space left")
+        finished = programs.train(uninterrupted, *tiny, stdout=full)
+        refused(1, finished.returncode, finished.stderr, "standard output cannot be written")
+        evaluated = programs.run("eval.py", f"--workdir={uninterrupted}", stdout=full)
+        refused(1, evaluated.returncode, evaluated.stderr, "standard output cannot be written")
+    programs.finished(tmp_path / "run", *tiny)
+    ends_like(tmp_path / "run", uninterrupted)
+
+
+def test_no_room_for_an_evaluation_leaves_the_one_before(
+    programs, uninterrupted, refused, tmp_path
+):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    arguments = ("eval.py", f"--workdir={tmp_path / 'run'}", "--checks=accuracy")
+    assert programs.run(*arguments).returncode == 0
+    before = (tmp_path / "run/eval/metrics.json").read_bytes()
+    done = programs.run(*arguments, preexec_fn=limit(10))
+    refused(1, done.returncode, done.stderr, "eval/metrics.json cannot be written: File too large")
+    assert (tmp_path / "run/eval/metrics.json").read_bytes() == before

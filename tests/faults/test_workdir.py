@@ -1,0 +1,131 @@
+"""Workdirs that cannot be written to, and workdirs that somebody else is writing to."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from sdd_jax.errors import InputError, WriteError
+from sdd_jax.training import workdir as workdirs
+from sdd_jax.training.loop import train_and_evaluate
+
+
+def config():
+    from sdd_jax import config as base
+
+    return base.complete(base.default())
+
+
+def test_a_workdir_below_a_file(programs, tiny, refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / "file" / "run")
+    done = programs.train(path, *tiny)
+    refused(2, done.returncode, done.stderr, f"--workdir: must be writable, got {path!r}")
+
+
+@pytest.mark.parametrize("path", ["/proc/run", "/dev/null", "/dev/null/run"])
+def test_a_workdir_that_cannot_be_made(path):
+    with pytest.raises(InputError, match="--workdir: must be writable, got "):
+        workdirs.open_workdir(path, config()).__enter__()
+
+
+def test_a_run_on_a_read_only_disk(programs, tiny, uninterrupted, refused, tmp_path):
+    """As root a disk mounted so, otherwise folders without the permission."""
+    shutil.copytree(uninterrupted, tmp_path / "disk" / "run")
+    shutil.rmtree(tmp_path / "disk" / "run" / "checkpoints" / "60")
+    command = programs.command("train.py", f"--workdir={tmp_path / 'disk' / 'run'}", *tiny)
+    if os.geteuid() == 0:
+        mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"'
+        enter = ["unshare", "--mount", "sh", "-ec"]
+        if subprocess.run([*enter, mount, tmp_path / "disk"], capture_output=True).returncode:
+            pytest.skip("root may write everywhere, and cannot mount here")
+        command = [*enter, f'{mount} && exec "$@"', tmp_path / "disk", *command]
+    else:
+        for folder in (tmp_path / "disk" / "run").glob("**/"):
+            folder.chmod(0o555)
+    files = [p for p in (tmp_path / "disk").rglob("*") if p.is_file()]
+    before = {p: p.read_bytes() for p in files}
+    done = subprocess.run(
+        command, env=programs.environment, capture_output=True, text=True, timeout=240
+    )
+    refused(2, done.returncode, done.stderr, "--workdir: must be writable, got")
+    assert {p: p.read_bytes() for p in (tmp_path / "disk").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "metrics.jsonl/x", "lock/x"])
+def test_something_else_in_the_place_of_a_part(tiny_config, tmp_path, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    part = tmp_path / "run" / name.partition("/")[0]
+    with pytest.raises(WriteError, match=f"{part} cannot be written: "):
+        train_and_evaluate(tiny_config, str(tmp_path / "run"))
+    assert path.read_text() == "mine"
+
+
+def test_a_second_process_is_refused_and_the_first_ends_as_ever(
+    programs, tiny, look, uninterrupted, ends_like, refused, tmp_path
+):
+    path = tmp_path / "run"
+    with programs.started("train.py", f"--workdir={path}", *tiny) as first:
+        look(path).await_line(first, 5)
+        first.send_signal(signal.SIGSTOP)  # it stays at work for as long as the second takes
+        second = programs.train(path, *tiny)
+        refused(2, second.returncode, second.stderr, "--workdir: must not be in use", path)
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(240) == 0, first.stderr.read()
+    ends_like(path, uninterrupted)
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    code = (
+        "import os, signal; from sdd_jax import config; from sdd_jax.training import workdir\n"
+        f"with workdir.open_workdir({str(tmp_path)!r}, config.complete(config.default())):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=240, check=False)
+    assert (tmp_path / "lock").exists()
+    with workdirs.open_workdir(str(tmp_path), config()) as folder:
+        assert folder == tmp_path
+
+
+def test_evaluation_runs_beside_training(programs, tiny, look, tmp_path):
+    path = tmp_path / "run"
+    endless = ("--config.duration=100000 steps", "--config.eval_every=100000 steps")
+    with programs.started("train.py", f"--workdir={path}", *tiny, *endless) as training:
+        look(path).await_checkpoint(training, 10)
+        done = programs.run("eval.py", f"--workdir={path}", "--checks=accuracy")
+        assert training.poll() is None
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads((path / "eval" / "metrics.json").read_text())["step"] >= 10
+
+
+def test_the_lock_is_free_after_the_run_and_belongs_to_the_first_host(tmp_path, monkeypatch):
+    with workdirs.open_workdir(str(tmp_path), config()):
+        with (
+            pytest.raises(InputError, match="must not be in use, another process trains in"),
+            workdirs.open_workdir(str(tmp_path), config()),
+        ):
+            pass
+        with monkeypatch.context() as patch:
+            patch.setattr(workdirs.jax, "process_index", lambda: 1)
+            with workdirs.open_workdir(str(tmp_path), config()):
+                pass
+    with workdirs.open_workdir(str(tmp_path), config()):
+        pass
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+    def unsupported(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with workdirs.open_workdir(str(tmp_path), config()):
+        pass
+    assert "cannot be locked (Function not implemented)" in caplog.text
