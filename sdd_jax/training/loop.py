@@ -15,6 +15,7 @@ from sdd_jax.experiment import Experiment, load_experiment
 from sdd_jax.parallel import AXIS, replicate
 from sdd_jax.training.checkpoints import Checkpoints
 from sdd_jax.training.metrics_log import MetricsLog, read_metrics
+from sdd_jax.training.state import TrainState
 from sdd_jax.training.step import compile_train_call, train_step
 from sdd_jax.training.workdir import open_workdir
 
@@ -89,6 +90,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     def evaluate(split: str, prefix: str) -> dict[str, float]:
         summary = Evaluation(experiment, state.variables, split).summary()
+        if not np.isfinite(summary["nll"]):
+            raise NonFiniteLossError(
+                f"the loss on {split} is {summary['nll']} after step {step}; "
+                "the last good checkpoint is kept"
+            )
         return {f"{prefix}/{name}": value for name, value in summary.items()}
 
     # ------------------------------------------------------------------------------------ loop
@@ -119,6 +125,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
                         values |= result
                     log.write(step, values)
                     if saving:
+                        _check_finite(state, step)
                         checkpoints.save(
                             step, state, validation_accuracy=values.get("validation/accuracy")
                         )
@@ -137,6 +144,20 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
 def _due(step: int, every: int, total: int) -> bool:
     return step % every == 0 or step == total
+
+
+def _check_finite(state: TrainState, step: int) -> None:
+    """A step's loss is that of the values before it: what the step made of them may be no numbers.
+
+    Raises:
+      NonFiniteLossError: the state is not one to go on from.
+    """
+    for path, array in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        if not np.all(np.isfinite(array)):
+            raise NonFiniteLossError(
+                f"{jax.tree_util.keystr(path)} is not finite after step {step}; "
+                "the last good checkpoint is kept"
+            )
 
 
 def _recorded_evaluation(folder: pathlib.Path, step: int) -> dict[str, float]:
