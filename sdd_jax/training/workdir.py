@@ -23,9 +23,9 @@ def open_workdir(path: str, config: ConfigDict) -> pathlib.Path:
     Raises:
       InputError: it cannot be written to, or it holds a run with another config.
     """
-    workdir = pathlib.Path(path).expanduser().absolute()
+    workdir = pathlib.Path(os.path.expanduser(path)).absolute()
     record = workdir / "config.json"
-    if record.is_file():
+    if os.path.isfile(record):
         different = differences(config, complete(read_config(workdir)))
         if different:
             raise InputError(
@@ -37,8 +37,9 @@ def open_workdir(path: str, config: ConfigDict) -> pathlib.Path:
         probe = workdir / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise InputError(f"--workdir: must be writable, got {path!r} ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a name may be one that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--workdir: must be writable, got {path!r} ({reason})") from error
     if not record.is_file() and jax.process_index() == 0:
         partial = workdir / "config.json.partial"
         partial.write_text(json.dumps(_record(config), indent=2) + "\n")
