@@ -156,7 +156,7 @@ def _update(full: ConfigDict, given: dict, path: str) -> None:
             continue
         check(isinstance(value, dict), field, value, f"a section of {', '.join(default)}")
         if field.removeprefix("config.") in NAMED:
-            full[key] = {str(k): v for k, v in value.items()}  # the entry's business
+            full[key] = value  # whose options are the entry's business
         else:
             _update(default, value, field)
 
