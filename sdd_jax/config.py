@@ -156,7 +156,7 @@ def _update(full: ConfigDict, given: dict, path: str) -> None:
             continue
         check(isinstance(value, dict), field, value, f"a section of {', '.join(default)}")
         if field.removeprefix("config.") in NAMED:
-            full[key] = value  # whose options are the entry's business
+            full[key] = {str(k): v for k, v in value.items()}  # what these may be, the entry says
         else:
             _update(default, value, field)
 

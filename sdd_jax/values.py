@@ -9,6 +9,8 @@ import numbers
 import typing
 from typing import Any
 
+import numpy as np
+
 from sdd_jax.errors import check
 
 LARGEST_INTEGER = 2**32 - 1  # seeds, counters and sizes have 32 bits on a device
@@ -51,24 +53,17 @@ def kind_of(value: Any, annotation: Any = None) -> Any:
       value: the default.
       annotation: of the parameter; ``Sequence[str]`` is a tuple, too.
     """
+    if annotation in (None, inspect.Parameter.empty) or isinstance(annotation, str):
+        kinds = {type(element) for element in value} if isinstance(value, tuple) else set()
+        annotation = tuple[kinds.pop(), ...] if len(kinds) == 1 else type(value)
     origin, of = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation in _ALLOWED:
-        return annotation
-    if origin in (tuple, list, collections.abc.Sequence) and of[0] in _ALLOWED:
-        return tuple[of[0], ...] if set(of[1:]) <= {Ellipsis} else None
-    if annotation not in (None, inspect.Parameter.empty) and not isinstance(annotation, str):
-        return None
-    if isinstance(value, tuple):
-        kinds = {type(element) for element in value}
-        return tuple[kinds.pop(), ...] if len(kinds) == 1 and kinds <= set(_ALLOWED) else None
-    return type(value) if type(value) in _ALLOWED else None
+    if of and origin in (tuple, list, collections.abc.Sequence) and set(of[1:]) <= {Ellipsis}:
+        return tuple[of[0], ...] if of[0] in _ALLOWED else None
+    return annotation if isinstance(annotation, type) and annotation in _ALLOWED else None
 
 
 def _is(kind: type, value: Any) -> bool:
-    truth = type(value).__name__ in (
-        "bool",
-        "bool_",
-    )  # NumPy's, too; no number, though Python says so
+    truth = isinstance(value, (bool, np.bool_))  # no number, though Python says that it is one
     if kind is int:
         return not truth and isinstance(value, numbers.Integral) and abs(value) <= LARGEST_INTEGER
     if kind is float:  # false of nan, too

@@ -155,6 +155,7 @@ def record_with(field, value):
         ("model.width", 8.5, "config.model.width: must be a whole number"),
         ("model.name", ["mlp"], r"config.model.name: must be one of .*got \['mlp'\]"),
         ("model.self", 1, "config.model.self: 'mlp' has no such option"),
+        ("objective", {1: 2}, "config.objective.name: must be one of .*got None"),
         ("schedule", {"name": "step", "milestones": "3 epochs"}, "must be a list of strings"),
     ],
 )
