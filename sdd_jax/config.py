@@ -6,14 +6,23 @@ from ml_collections import ConfigDict
 
 from sdd_jax import extensions
 from sdd_jax.data.engines import engines
-from sdd_jax.errors import InputError
+from sdd_jax.errors import InputError, check
 from sdd_jax.evaluation.checks import default_options
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
 from sdd_jax.training.schedules import schedules
+from sdd_jax.values import kind_of, plain
 
 # The sections that choose an entry of a registry.
 NAMED = {"model": models, "objective": objectives, "schedule": schedules, "engine": engines}
+
+# What is in the tuples that are empty by default; the type of every other field is that of its default.
+ELEMENTS = {
+    "config.imports": str,
+    "config.dataset.mean": float,
+    "config.dataset.std": float,
+    "config.sd_dropout.random_rate": float,
+}
 
 # May differ between the runs of one workdir: they do not change what is trained. A section stands for
 # all its fields.
@@ -94,8 +103,8 @@ def complete(config: ConfigDict) -> ConfigDict:
     Fields that are not given, as in the record of a run of an earlier version, have their defaults.
 
     Raises:
-      InputError: a field that is none, an unknown name, an option that the entry does not have, or a
-        file of the user's that cannot be imported.
+      InputError: a field that is none, an unknown name, an option that the entry does not have, a value
+        of another type, or a file of the user's that cannot be imported.
     """
     full = default()
     _update(full, config.to_dict(), "config")
@@ -137,18 +146,19 @@ def _operational(field: str) -> bool:
 
 def _update(full: ConfigDict, given: dict, path: str) -> None:
     for key, value in given.items():
+        field = f"{path}.{key}"
         if key not in full:
-            raise InputError(f"{path}.{key}: there is no such field; {path} has {', '.join(full)}")
-        kind = dict if isinstance(full[key], ConfigDict) else type(full[key])
-        try:
-            if kind is dict and key not in NAMED:
-                _update(full[key], dict(value), f"{path}.{key}")
-            else:
-                full[key] = tuple(value) if kind is tuple else value
-        except TypeError:  # as a damaged record may have it
-            raise InputError(
-                f"{path}.{key}: must be of type {kind.__name__}, got {value!r}"
-            ) from None
+            raise InputError(f"{field}: there is no such field; {path} has {', '.join(full)}")
+        default = full[key]
+        if not isinstance(default, ConfigDict):
+            kind = tuple[ELEMENTS[field], ...] if field in ELEMENTS else kind_of(default)
+            full[key] = plain(field, value, kind)
+            continue
+        check(isinstance(value, dict), field, value, f"a section of {', '.join(default)}")
+        if field.removeprefix("config.") in NAMED:
+            full[key] = {str(k): v for k, v in value.items()}  # what these may be, the entry says
+        else:
+            _update(default, value, field)
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:

@@ -3,11 +3,22 @@
 import contextlib
 from collections.abc import Iterator
 
+LONGEST = 1000  # characters; what is longer holds somebody's file, or a value that went wrong
+
 
 class Failure(Exception):
-    """The command line prints the message without a traceback, and exits with ``status``."""
+    """The command line prints the message without a traceback, and exits with ``status``.
+
+    Whatever values and errors of other libraries the message quotes, it is one line that can be printed.
+    """
 
     status = 1
+
+    def __init__(self, message: str):
+        line = " ".join(message.splitlines())
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+        super().__init__(line.encode(errors="backslashreplace").decode())
 
 
 class InputError(Failure, ValueError):

@@ -150,8 +150,8 @@ def load_experiment(config: ConfigDict) -> Experiment:
     )
     learning_rate = config.optimizer.learning_rate
     check(learning_rate > 0, "config.optimizer.learning_rate", learning_rate, "greater than 0")
-    augment.check_options(config.augment)
     subject = load_subject(config)
+    augment.check_options(config.augment, subject.dataset.image_shape)
     objective = objectives.build(
         config.objective,
         config.sd_dropout,

@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-import pathlib
+import os
 import sys
 from collections.abc import Iterable
 
@@ -33,11 +33,11 @@ def _load(name: str) -> str:
 
 
 def _load_file(name: str) -> str:
-    path = pathlib.Path(name).expanduser().absolute()
+    path = os.path.abspath(os.path.expanduser(name))
     module_name = f"sdd_jax_import:{path}"
     if module_name in sys.modules:
-        return str(path)
-    if not path.is_file():
+        return path
+    if not os.path.isfile(path):
         raise InputError(
             f"config.imports: must be Python files or modules, there is no file {name!r}"
         )
@@ -48,7 +48,7 @@ def _load_file(name: str) -> str:
     except Exception as error:  # whatever a user's file raises
         del sys.modules[module_name]
         raise _failure(name, error) from error
-    return str(path)
+    return path
 
 
 def _failure(name: str, error: Exception) -> InputError:

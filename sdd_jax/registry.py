@@ -7,7 +7,8 @@ A registry belongs to a package. A module in that package adds an entry by decor
         ...
 
 The module is found by being there; nobody else's file changes. (A user's own file registers the same
-way, from anywhere.) The function's keyword arguments with a default are the options a config may set.
+way, from anywhere.) The function's keyword arguments with a default are the options a config may set;
+of which type, the annotation says, or else the default.
 """
 
 import importlib
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdd_jax.errors import InputError
+from sdd_jax.values import kind_of, plain
 
 
 class Registry:
@@ -25,10 +27,12 @@ class Registry:
     Args:
       package: dotted name of the package whose modules hold the entries.
       field: the config field that chooses an entry, for messages, e.g. ``config.model``.
+      options_field: the section that holds the entries' options, if it is another.
     """
 
-    def __init__(self, package: str, field: str):
+    def __init__(self, package: str, field: str, options_field: str = ""):
         self._package, self._field = package, field
+        self._options_field = options_field or field
         # A flag names an entry itself, a section of the config has a field for it.
         self._name_field = field if field.startswith("--") else f"{field}.name"
         self._entries: dict[str, Callable] = {}
@@ -66,15 +70,15 @@ class Registry:
             )
         return self._entries[name]
 
-    def options(self, name: str, **overrides: Any) -> dict[str, Any]:
-        """``{"name": name, option: default, ...}``, ready for a config, with some values replaced."""
-        options = {
-            key: parameter.default
-            for key, parameter in inspect.signature(self.get(name)).parameters.items()
-            if parameter.default is not inspect.Parameter.empty
-        }
-        self._check_known(name, overrides, options)
-        return {"name": name} | options | overrides
+    def options(self, name: str, /, **overrides: Any) -> dict[str, Any]:
+        """``{"name": name, option: default, ...}``, ready for a config, with some values replaced.
+
+        Raises:
+          InputError: unknown name, an option that the function does not have, or a value of another
+            type.
+        """
+        defaults = {key: parameter.default for key, parameter in self._options(name).items()}
+        return {"name": name} | defaults | self._checked(name, overrides)
 
     def build(self, options: Mapping[str, Any], **context: Any) -> Any:
         """Calls the function that ``options["name"]`` names.
@@ -84,20 +88,34 @@ class Registry:
           **context: what the program provides; those that the function has a parameter for are passed.
 
         Raises:
-          InputError: unknown name, or an option that the function does not have.
+          InputError: as ``options``.
         """
         options = dict(options)
         name = options.pop("name", None)
         function = self.get(name)
         parameters = inspect.signature(function).parameters
-        self._check_known(name, options, self.options(name))
-        return function(**options, **{k: v for k, v in context.items() if k in parameters})
+        provided = {key: value for key, value in context.items() if key in parameters}
+        return function(**self._checked(name, options), **provided)
 
-    def _check_known(self, name: str, given: Mapping, known: Mapping) -> None:
-        unknown = sorted(set(given) - set(known))
+    def _options(self, name: str) -> dict[str, inspect.Parameter]:
+        parameters = inspect.signature(self.get(name)).parameters
+        return {k: p for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
+
+    def _checked(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, if the function has them, with values of the types that it says."""
+        known = self._options(name)
+        unknown = sorted(map(str, set(given) - set(known)))
         if unknown:
-            takes = ", ".join(sorted(set(known) - {"name"})) or "no options"
+            takes = ", ".join(sorted(known)) or "no options"
             raise InputError(
-                f"{self._field}.{unknown[0]}: {name!r} has no such option, it takes {takes}; to "
+                f"{self._options_field}.{unknown[0]}: {name!r} has no such option, it takes {takes}; to "
                 f"replace all options at once: --{self._field}=\"{{'name': '{name}'}}\""
             )
+        return {
+            key: plain(
+                f"{self._options_field}.{key}",
+                value,
+                kind_of(known[key].default, known[key].annotation),
+            )
+            for key, value in given.items()
+        }

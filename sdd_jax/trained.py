@@ -1,6 +1,7 @@
 """Trained networks, read from the workdirs of their runs."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -49,7 +50,7 @@ def load_trained(
     Raises:
       InputError: there is no run, no such checkpoint, or none that can be read.
     """
-    folder = pathlib.Path(workdir).expanduser()
+    folder = pathlib.Path(os.path.expanduser(workdir))
     config = complete(read_config(folder, field=field))
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
     like = jax.eval_shape(
@@ -79,7 +80,8 @@ def load_teacher(workdir: str, dataset: Dataset, options: ConfigDict) -> Trained
     """
     if not workdir:
         raise InputError("config.teacher: must be the workdir of a finished run, got ''")
-    theirs = complete(read_config(pathlib.Path(workdir).expanduser(), field="config.teacher"))
+    folder = pathlib.Path(os.path.expanduser(workdir))
+    theirs = complete(read_config(folder, field="config.teacher"))
     for name in (field for field in options if f"dataset.{field}" not in OPERATIONAL):
         ours_value, theirs_value = options[name], theirs.dataset[name]
         if ours_value != theirs_value:

@@ -1,7 +1,9 @@
 """Recipe cards: each loads and says what its recipe says."""
 
 import importlib.util
+import math
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -115,3 +117,65 @@ def test_a_field_that_is_none_is_refused(section, message):
     (record[section] if section else record)["nope"] = 1
     with pytest.raises(InputError, match=message):
         base.complete(ConfigDict(record))
+
+
+def record_with(field, value):
+    record = base.default().to_dict()
+    *sections, key = field.split(".")
+    part = record
+    for section in sections:
+        part = part[section]
+    part[key] = value
+    return ConfigDict(record)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seed", "3", "config.seed: must be a whole number of 32 bits, got '3'"),
+        ("seed", None, "config.seed: must be a whole number of 32 bits, got None"),
+        ("seed", True, "config.seed: must be a whole number of 32 bits, got True"),
+        ("seed", 2.0, "config.seed: must be a whole number of 32 bits, got 2.0"),
+        ("seed", 2**32, "config.seed: must be a whole number of 32 bits, got 4294967296"),
+        ("dataset.validation", "half", "config.dataset.validation: must be a finite number"),
+        ("optimizer.learning_rate", math.nan, "learning_rate: must be a finite number .*got nan"),
+        ("optimizer.weight_decay", math.inf, "weight_decay: must be a finite number .*got inf"),
+        ("sd_dropout.temperature", 1e300, "temperature: must be a finite number of 32 bits"),
+        ("sd_dropout.exclusive", 1, "config.sd_dropout.exclusive: must be True or False, got 1"),
+        ("duration", 3, "config.duration: must be a string, got 3"),
+        ("imports", "mine.py", "config.imports: must be a list of strings, got 'mine.py'"),
+        ("dataset.mean", (0.5, math.nan), "config.dataset.mean: must be a list of finite numbers"),
+        ("sd_dropout.random_rate", ("a", "b"), "random_rate: must be a list of finite numbers"),
+        ("eval.epsilons", [1.0, None], "config.eval.epsilons: must be a list of finite numbers"),
+        ("eval.mc_samples", "many", "config.eval.mc_samples: must be a whole number"),
+        ("eval", 3, "config.eval: must be a section of batch_size, .*got 3"),
+        ("dataset", "digits", "config.dataset: must be a section of cache_dir, .*got 'digits'"),
+        ("seed", {"a": 1}, "config.seed: must be a whole number"),
+        ("model", "mlp", "config.model: must be a section of .*name.*got 'mlp'"),
+        ("model.width", 8.5, "config.model.width: must be a whole number"),
+        ("model.name", ["mlp"], r"config.model.name: must be one of .*got \['mlp'\]"),
+        ("model.self", 1, "config.model.self: 'mlp' has no such option"),
+        ("objective", {1: 2}, "config.objective.name: must be one of .*got None"),
+        ("schedule", {"name": "step", "milestones": "3 epochs"}, "must be a list of strings"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_whatever_built_the_config(field, value, message):
+    with pytest.raises(InputError, match=message):
+        base.complete(record_with(field, value))
+
+
+def test_whole_numbers_are_numbers_lists_are_tuples_and_all_become_pythons_own():
+    assert base.complete(record_with("optimizer.learning_rate", 1)).optimizer.learning_rate == 1.0
+    assert base.complete(record_with("dataset.mean", [1, 0.5])).dataset.mean == (1.0, 0.5)
+    assert type(base.complete(record_with("seed", np.int64(7))).seed) is int
+    assert (
+        type(base.complete(record_with("dataset.validation", np.float32(0.5))).dataset.validation)
+        is float
+    )
+    milestones = {"name": "step", "milestones": ["1 epochs"]}
+    assert base.complete(record_with("schedule", milestones)).schedule.milestones == ("1 epochs",)
+
+
+def test_every_tuple_that_is_empty_by_default_says_what_it_holds():
+    empty = {f"config.{k}" for k, v in base._flat(base.default()).items() if v == []}
+    assert empty == set(base.ELEMENTS)

@@ -66,6 +66,8 @@ def test_a_users_file_trains_and_is_found_again(tmp_path, tiny_config, monkeypat
             "no_such_module_here",
             "config.imports: 'no_such_module_here' fails: ModuleNotFound",
         ),
+        (None, "x" * 5000 + ".py", "config.imports: must be Python files or modules, there is no"),
+        (None, "~nobody-of-this-name/x.py", "config.imports: must be .*there is no file"),
         ("1 / 0", "mine.py", "config.imports: 'mine.py' fails: ZeroDivisionError"),
     ],
 )

@@ -1,6 +1,8 @@
 """The registry: entries found by being there, their options checked against their signatures."""
 
+import re
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -108,3 +110,46 @@ def test_check_names_field_value_and_what_is_allowed():
     check(True, "config.size", 3, "positive")
     with pytest.raises(InputError, match=r"^config\.size: must be positive, got -3$"):
         check(False, "config.size", -3, "positive")
+
+
+def test_options_have_the_type_of_their_annotation_or_else_of_their_default():
+    registry = Registry("sdd_jax.losses", "config.thing", options_field="config.part")
+
+    @registry.register("typed")
+    def typed(
+        *,
+        rate: float = 1,
+        names: Sequence[str] = (),
+        sizes: tuple[int, ...] = (1,),
+        mode="plain",
+        either: float | None = None,
+        later: "float" = 0.5,
+    ):
+        return rate, names, sizes, mode, either, later
+
+    options = {"name": "typed", "rate": 0.5, "names": ["a"], "sizes": [2, 3], "either": "this"}
+    assert registry.build(options) == (0.5, ("a",), (2, 3), "plain", "this", 0.5)
+    assert registry.options("typed", rate=2)["rate"] == 2.0
+    for option, value, allowed in (
+        ("rate", "fast", "a finite number of 32 bits"),
+        ("rate", float("nan"), "a finite number of 32 bits"),
+        ("rate", False, "a finite number of 32 bits"),
+        ("names", "a", "a list of strings"),
+        ("names", (1,), "a list of strings"),
+        ("sizes", (1.5,), "a list of whole numbers of 32 bits"),
+        ("mode", 3, "a string"),
+        ("later", "soon", "a finite number of 32 bits"),
+    ):
+        message = f"^config.part.{option}: must be {allowed}, got {re.escape(repr(value))}$"
+        for use in (registry.options, lambda name, **o: registry.build({"name": name} | o)):
+            with pytest.raises(InputError, match=message):
+                use("typed", **{option: value})
+
+
+def test_a_message_is_one_line_of_sensible_length_that_can_be_printed():
+    message = str(InputError("config.name: must be\nthis,\x85 got \ud800" + 5000 * "x" + "the end"))
+    assert message.startswith("config.name: must be this,  got \\ud800x")
+    assert message.endswith("xthe end")
+    assert len(message) < 1100
+    assert len(message.splitlines()) == 1
+    assert message.encode()

@@ -48,10 +48,16 @@ def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Checks ``config.augment``.
+def check_options(options: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
+    """Checks ``config.augment`` for images ``[H, W, C]``.
 
     Raises:
-      InputError: a negative padding.
+      InputError: a negative padding, or one with which crops could miss the image.
     """
-    check(options["pad"] >= 0, "config.augment.pad", options["pad"], "0 or more")
+    height, width = image_shape[:2]
+    check(
+        0 <= options["pad"] < min(height, width),
+        "config.augment.pad",
+        options["pad"],
+        f"0 or more, and less than the images' {height}x{width} pixels",
+    )

@@ -65,6 +65,8 @@ def load(options: Mapping[str, Any]) -> Dataset:
     """
     name, share = options["name"], options["validation"]
     image_size, per_class = options.get("image_size", 0), options.get("examples_per_class", 0)
+    given_classes = options["num_classes"]
+    check(given_classes >= 0, "config.dataset.num_classes", given_classes, "0 or more")
     check(0 <= share < 1, "config.dataset.validation", share, "in [0, 1)")
     check(image_size >= 0, "config.dataset.image_size", image_size, "0 or more")
     check(per_class >= 0, "config.dataset.examples_per_class", per_class, "0 or more")
@@ -81,15 +83,15 @@ def load(options: Mapping[str, Any]) -> Dataset:
         cache_dir=options["cache_dir"],
         encoded=image_size > 0,
     )
-    num_classes = options["num_classes"] or num_classes
-    splits = {}
+    num_classes, splits = given_classes or num_classes, {}
+    classes = f"[0, {num_classes})" + ", by config.dataset.num_classes" * (given_classes > 0)
     for split in ("train", "test"):
         what, images = f"dataset {name}, {split}", arrays[f"{split}_images"]
         if isinstance(images, np.ndarray):
             images = _checked_images(what, images)
         if image_size:
             images = StoredImages(images, image_size, what)
-        splits[split] = _checked(what, images, arrays[f"{split}_labels"], num_classes)
+        splits[split] = _checked(what, images, arrays[f"{split}_labels"], num_classes, classes)
     train_shape, test_shape = (splits[s].images.shape[1:] for s in ("train", "test"))
     if train_shape != test_shape:
         raise InputError(
@@ -126,9 +128,13 @@ def _checked_images(what: str, images: np.ndarray) -> np.ndarray:
 
 
 def _checked(
-    what: str, images: np.ndarray | StoredImages, labels: np.ndarray, num_classes: int
+    what: str,
+    images: np.ndarray | StoredImages,
+    labels: np.ndarray,
+    num_classes: int,
+    classes: str,
 ) -> Split:
-    """The split, if there are images, and a label in range for each."""
+    """The split, if there are images, and a label in range for each; ``classes`` is that, in words."""
     check(len(images) > 0, f"{what}: images", images.shape, "at least one image")
     check(
         labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer),
@@ -144,7 +150,7 @@ def _checked(
         low >= 0 and high < num_classes,
         f"{what}: labels",
         low if low < 0 else high,
-        f"in [0, {num_classes})",
+        f"in {classes}",
     )
     return Split(images, labels.astype(np.int32))
 

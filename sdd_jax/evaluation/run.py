@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -108,7 +109,7 @@ def evaluate_workdir(
 
 def _named(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
     """Folders by name: the last part of the path, or all of it where two runs share that."""
-    folders = [pathlib.Path(workdir).expanduser() for workdir in workdirs]
+    folders = [pathlib.Path(os.path.expanduser(workdir)) for workdir in workdirs]
     names = [folder.absolute().name for folder in folders]
     named = {
         name if names.count(name) == 1 else str(folder): folder

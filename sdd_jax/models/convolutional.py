@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdd_jax.errors import check
 from sdd_jax.models.base import Classifier, Dropout, models
 from sdd_jax.models.convolution import Conv
 from sdd_jax.models.pooling import avg_pool, max_pool
@@ -51,6 +52,7 @@ def nin(
 
     Lin et al., `Network In Network <https://arxiv.org/abs/1312.4400>`_, 2014; ``width`` is 192 there.
     """
+    check(width >= 2, "config.model.width", width, "at least 2 for nin")
     backbone = Convolutional(_nin(width), dropout_rate, 0.0, jnp.dtype(dtype))
     return Classifier(backbone, num_classes)
 
@@ -69,6 +71,12 @@ def all_conv(
     Springenberg et al., `Striving for Simplicity <https://arxiv.org/abs/1412.6806>`_, 2015, table 1;
     ``width`` is 96 there.
     """
+    check(
+        0 <= input_dropout_rate < 1,
+        "config.model.input_dropout_rate",
+        input_dropout_rate,
+        "in [0, 1)",
+    )
     layers = _all_conv(width)
     backbone = Convolutional(layers, dropout_rate, input_dropout_rate, jnp.dtype(dtype))
     return Classifier(backbone, num_classes)
@@ -85,6 +93,14 @@ class Convolutional(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
         """Features ``[B, channels of the last layer]``."""
+        height, width = images.shape[1:3]
+        smallest = 2 ** sum(layer.pool is not None for layer in self.layers)  # each pool halves it
+        check(
+            min(height, width) >= smallest,
+            "config.dataset",
+            f"{height}x{width}",
+            f"{smallest}x{smallest} pixels or more for this network",
+        )
         pools = {"max": max_pool, "avg": avg_pool}
         x = Dropout(self.input_dropout_rate)(images, dropout_keys)
         for layer in self.layers:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdd_jax.errors import check
 from sdd_jax.models.base import Classifier, Dropout, conv_init, models
 
 
@@ -17,6 +18,7 @@ def mlp(
     dtype: str = "float32",
 ) -> Classifier:
     """``depth`` fully connected layers of ``width`` units with ReLU and dropout, then the head."""
+    check(depth >= 1, "config.model.depth", depth, "at least 1")
     between_layers = dropout_rate if depth > 1 else 0.0
     backbone = MLP(width, depth, between_layers, jnp.dtype(dtype))
     return Classifier(backbone, num_classes, dropout_rate)

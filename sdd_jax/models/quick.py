@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdd_jax.errors import check
 from sdd_jax.models.base import Classifier, Dropout, conv_init, models
 from sdd_jax.models.convolution import Conv
 from sdd_jax.models.pooling import avg_pool, max_pool
@@ -24,12 +25,13 @@ def quick(
     units: 32, 32, 64 and 64 in Rota Bulo et al., `Dropout Distillation
     <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016, section 5.
     """
+    check(hidden >= 1, "config.model.hidden", hidden, "at least 1")
     backbone = Quick(width, hidden, dropout_rate, jnp.dtype(dtype))
     return Classifier(backbone, num_classes, dropout_rate)
 
 
 class Quick(nn.Module):
-    """The backbone: images to ``[B, hidden]``."""
+    """The backbone: images of at least 8x8 pixels to ``[B, hidden]``."""
 
     width: int
     hidden: int
@@ -39,6 +41,13 @@ class Quick(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
         """Features ``[B, hidden]``."""
+        height, width = images.shape[1:3]
+        check(
+            min(height, width) >= 8,
+            "config.dataset",
+            f"{height}x{width}",
+            "8x8 pixels or more for quick",
+        )
         x = images
         for channels, pool in ((1, max_pool), (1, avg_pool), (2, avg_pool)):
             conv = Conv(self.width * channels, (5, 5), dtype=self.dtype)

@@ -76,9 +76,9 @@ def _branches(model, image_shape, axis_name) -> Auxiliary:
 class Branches(nn.Module):
     """A classifier on each stage but the last.
 
-    Of maps ``[B, H, W, C]``: a bottleneck of D / 4 channels whose k x k convolution of stride k brings
-    them to the size of the last stage's, then D channels and the mean over positions. Of vectors the
-    same with dense layers.
+    Of maps ``[B, H, W, C]``: a bottleneck of D / 4 channels whose convolution, of a stride of its size,
+    brings them to the size of the last stage's, then D channels and the mean over positions. Of vectors
+    the same with dense layers.
 
     Attributes:
       num_classes: K.
@@ -102,8 +102,8 @@ class Branches(nn.Module):
                 widths = (narrow, self.num_features)
                 parts = [nn.Dense(width, use_bias=False, dtype=x.dtype) for width in widths]
             else:
-                k = max(x.shape[1] // stages[-1].shape[1], 1)
-                parts = [conv(narrow, 1), _window(conv, narrow, k), conv(self.num_features, 1)]
+                window = tuple(x.shape[axis] // stages[-1].shape[axis] for axis in (1, 2))
+                parts = [conv(narrow, 1), _window(conv, narrow, window), conv(self.num_features, 1)]
             for part in parts:
                 x = nn.relu(norm()(part(x)))
             features = x if x.ndim == 2 else jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
@@ -112,6 +112,6 @@ class Branches(nn.Module):
         return results
 
 
-def _window(conv, channels: int, k: int) -> nn.Module:
-    """A k x k convolution of stride k: windows that do not overlap."""
-    return conv(channels, k, k).copy(padding="VALID")
+def _window(conv, channels: int, size: tuple[int, int]) -> nn.Module:
+    """A convolution with a stride of its size: windows that do not overlap."""
+    return conv(channels, 1).copy(kernel_size=size, strides=size, padding="VALID")

@@ -4,7 +4,6 @@ import contextlib
 import pathlib
 import signal
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from sdd_jax.experiment import Experiment, load_experiment
 from sdd_jax.parallel import replicate
 from sdd_jax.training.checkpoints import Checkpoints
 from sdd_jax.training.metrics_log import MetricsLog
+from sdd_jax.training.state import TrainState
 from sdd_jax.training.step import compile_training
 from sdd_jax.training.workdir import open_workdir, read_metrics
 
@@ -96,7 +96,9 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
                 for split, prefix in _evaluations(experiment, step).items():
                     if f"{prefix}/accuracy" not in values:
                         on = Evaluation(experiment, state.variables, split, stop_signal.check)
-                        values |= {f"{prefix}/{name}": v for name, v in on.summary().items()}
+                        summary = on.summary()
+                        _check_loss(summary["nll"], f"the loss on {split}", f"after step {step}")
+                        values |= {f"{prefix}/{name}": v for name, v in summary.items()}
             except _StopAsked:
                 return False
             return True
@@ -121,7 +123,7 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
                 values = interval.finish() | references
                 values["train/learning_rate"] = float(experiment.schedule(step - 1))
                 if saving or evaluating:
-                    _check_finite(state.variables, step)
+                    _check_finite(state, step)
                 # Who asks a run to stop may not wait for long: it is evaluated when it resumes.
                 stopping = stopping or not evaluate(step, values)
                 log.write(step, values)
@@ -171,12 +173,23 @@ def _evaluation(line: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name.startswith("eval/")}
 
 
-def _check_finite(variables: Any, step: int) -> None:
-    """Raises ``NonFiniteLossError`` before a state is saved from which no run can go on."""
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(variables))):
-        raise NonFiniteLossError(
-            f"the parameters are not finite after step {step}; the last good checkpoint is kept"
-        )
+def _check_finite(state: TrainState, step: int) -> None:
+    """A step's loss is that of the values before it: what the step made of them may be no numbers.
+
+    Raises:
+      NonFiniteLossError: the state is not one to go on from.
+    """
+    for path, array in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        if not np.all(np.isfinite(array)):
+            raise NonFiniteLossError(
+                f"{jax.tree_util.keystr(path)} is not finite after step {step}; "
+                "the last good checkpoint is kept"
+            )
+
+
+def _check_loss(loss: float, what: str, when: str) -> None:
+    if not np.isfinite(loss):
+        raise NonFiniteLossError(f"{what} is {loss} {when}; the last good checkpoint is kept")
 
 
 def _next_call(experiment: Experiment, step: int) -> int:
@@ -223,10 +236,8 @@ class _Interval:
         elapsed = time.perf_counter() - self._clock
         bad = np.flatnonzero(~np.isfinite(by_step["loss"]))
         if bad.size:
-            raise NonFiniteLossError(
-                f"the loss is {by_step['loss'][bad[0]]} at step {self.start + bad[0] + 1}; "
-                "the last good checkpoint is kept"
-            )
+            step = self.start + bad[0] + 1
+            _check_loss(by_step["loss"][bad[0]], "the loss", f"at step {step}")
         values = {
             f"train/{name}": float(np.mean(v, dtype=np.float64)) for name, v in by_step.items()
         }

@@ -35,14 +35,15 @@ def open_workdir(path: str, config: ConfigDict) -> Iterator[pathlib.Path]:
       InputError: it cannot be written to, it holds a run with another config, or another process trains
         in it.
     """
-    workdir = pathlib.Path(path).expanduser().absolute()
+    workdir = pathlib.Path(os.path.expanduser(path)).absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise InputError(f"--workdir: must be writable, got {path!r} ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a name may be one that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--workdir: must be writable, got {path!r} ({reason})") from error
     with _lock(workdir):
         _same_or_new(workdir, config)
         yield workdir

@@ -128,7 +128,12 @@ def test_npz_with_unusable_arrays_is_refused(tmp_path, changes, message):
             {"examples_per_class": 120, "validation": 0.2},
             "examples_per_class: must be at most 113, the images of class 0 in train, got 120",
         ),
-        ({"num_classes": 3}, r"train: labels: must be in \[0, 3\), got 9"),
+        (
+            {"num_classes": 3},
+            r"train: labels: must be in \[0, 3\), by config.dataset.num_classes, got 9",
+        ),
+        ({"num_classes": -1}, "config.dataset.num_classes: must be 0 or more, got -1"),
+        ({"name": "x" * 5000}, "config.dataset.name: must be digits, .*xxx"),
         ({"mean": (0.1, 0.2)}, "config.dataset.mean: must be empty or 1 numbers"),
         ({"std": (0.0,)}, "config.dataset.std: must be greater than 0"),
     ],

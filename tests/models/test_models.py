@@ -347,6 +347,13 @@ def test_every_network_has_usable_defaults(name):
             {"name": "mlp", "dropout_rate": 1.0},
             r"config\.model\.dropout_rate: must be in \[0, 1\), got 1.0",
         ),
+        ({"name": "mlp", "depth": 0}, r"config\.model\.depth: must be at least 1, got 0"),
+        ({"name": "quick", "hidden": -1}, r"config\.model\.hidden: must be at least 1, got -1"),
+        ({"name": "nin", "width": 1}, r"config\.model\.width: must be at least 2 for nin, got 1"),
+        (
+            {"name": "all_conv", "input_dropout_rate": 1.0},
+            r"config\.model\.input_dropout_rate: must be in \[0, 1\), got 1.0",
+        ),
     ],
     ids=str,
 )
@@ -355,7 +362,11 @@ def test_bad_options_are_input_errors_that_name_the_field(options, message):
         build(options, num_classes=3)
 
 
-def test_image_too_small_for_lenet_is_an_input_error():
-    model = build({"name": "lenet"}, num_classes=10)
-    with pytest.raises(InputError, match=r"config\.dataset: .* 16x16 pixels .*, got '8x8'"):
-        shapes(model, (1, 8, 8, 1))
+@pytest.mark.parametrize(("name", "smallest"), [("lenet", 16), ("quick", 8), ("nin", 4)])
+def test_an_image_too_small_for_the_pooling_is_an_input_error(name, smallest):
+    model = build({"name": name}, num_classes=10)
+    shapes(model, (1, smallest, smallest, 1))
+    size = f"{smallest}x{smallest}"
+    message = rf"config\.dataset: must be {size} pixels .*, got '{smallest - 1}x{smallest}'"
+    with pytest.raises(InputError, match=message):
+        shapes(model, (1, smallest - 1, smallest, 1))

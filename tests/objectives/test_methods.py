@@ -147,6 +147,29 @@ def test_it_trains_with_sd_dropout_from_the_command_line(name, root, tmp_path):
     assert last["train/sd_dropout"] > 0
 
 
+@pytest.mark.parametrize("shape", [(12, 12), (12, 4), (8, 16)])
+def test_the_branches_of_byot_see_maps_of_any_proportions_whole(shape):
+    model = models.build({"name": "resnet18", "width": 2}, num_classes=3, axis_name=None)
+    objective = objectives.build(
+        {"name": "byot"}, model=model, image_shape=(*shape, 3), axis_name=None
+    )
+    module, stages = objective.auxiliary.module, objective.auxiliary.arguments
+    random, moved = np.random.default_rng(0), []
+    for stage in stages:  # 16 images that differ in the last pixel that whole windows cover
+        window = [n // m for n, m in zip(stage.shape[1:3], stages[-1].shape[1:3], strict=True)]
+        row, column = (n // w * w - 1 for n, w in zip(stage.shape[1:3], window, strict=True))
+        moved.append(np.zeros((16, *stage.shape[1:]), np.float32))
+        moved[-1][:, row, column] = random.normal(0, 9, (16, stage.shape[-1]))
+
+    @jax.jit
+    def branches(key):
+        return module.apply(module.init(key, *stages), *moved)
+
+    for logits, _ in branches(jax.random.key(0)):
+        assert np.all(np.isfinite(logits))
+        assert np.ptp(logits) > 0
+
+
 @pytest.mark.parametrize("name", ["ps_kd", "dlb", "dml", "byot"])
 def test_what_an_objective_carries_survives_a_stop(name, tmp_path):
     from sdd_jax.training.checkpoints import Checkpoints

@@ -172,18 +172,24 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_c
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
 
 
-def test_parameters_that_are_not_finite_are_never_saved(tiny_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("eval_every", ["8 steps", "1000 steps"])
+def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(
+    tiny_config, tmp_path, monkeypatch, eval_every
+):
     step_fn = training_step.train_step
 
-    def poisoned(state, raw, constants, **options):
-        state, metrics = step_fn(state, raw, constants, **options)  # the loss is still fine
-        spoil = jax.numpy.where(state.step == 16, np.nan, 1.0)
-        return state.replace(params=jax.tree.map(lambda x: x * spoil, state.params)), metrics
+    def exploding(state, raw, constants, **options):
+        state, metrics = step_fn(state, raw, constants, **options)  # whose loss is still finite
+        factor = jax.numpy.where(state.step == 16, np.inf, 1.0)
+        return state.replace(params=jax.tree.map(lambda x: x * factor, state.params)), metrics
 
-    monkeypatch.setattr(training_step, "train_step", poisoned)
-    with pytest.raises(loop.NonFiniteLossError, match="parameters are not finite after step 16"):
+    monkeypatch.setattr(training_step, "train_step", exploding)
+    tiny_config.eval_every = eval_every
+    with pytest.raises(loop.NonFiniteLossError, match="after step 16; the last good checkpoint"):
         loop.train_and_evaluate(tiny_config, str(tmp_path))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
+    last = loop.read_metrics(tmp_path)[-1]
+    assert last["step"] < 16 or not any(name.startswith("eval/") for name in last)
 
 
 def test_calls_lie_on_a_grid_that_does_not_depend_on_where_a_run_resumed():
@@ -224,7 +230,8 @@ def test_calls_lie_on_a_grid_that_does_not_depend_on_where_a_run_resumed():
         ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate: must be greater than 0"),
         ("optimizer.momentum", 1.0, r"config.optimizer.momentum: must be in \[0, 1\)"),
         ("optimizer.weight_decay", -1.0, "config.optimizer.weight_decay: must be 0 or more"),
-        ("augment.pad", -1, "config.augment.pad: must be 0 or more, got -1"),
+        ("augment.pad", -1, "config.augment.pad: must be 0 or more, .* 8x8 pixels, got -1"),
+        ("augment.pad", 8, "config.augment.pad: must be .* less than the images' 8x8 pixels"),
         ("steps_per_call", -1, "config.steps_per_call: must be 0 or more"),
         ("keep_checkpoints", 0, "config.keep_checkpoints: must be at least 1"),
         ("eval.batch_size", 0, "config.eval.batch_size: must be at least 1"),
@@ -265,6 +272,12 @@ def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):
     file.touch()
     with pytest.raises(InputError, match="--workdir: must be writable"):
         loop.train_and_evaluate(tiny_config, str(file / "run"))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000])
+def test_a_workdir_that_no_folder_can_be_called_is_refused(tiny_config, tmp_path, name):
+    with pytest.raises(InputError, match="--workdir: must be writable"):
+        loop.train_and_evaluate(tiny_config, str(tmp_path / name))
 
 
 def test_evaluating_a_folder_without_a_run_is_refused(tmp_path):

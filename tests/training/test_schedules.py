@@ -27,7 +27,18 @@ def test_durations_are_steps_or_epochs():
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "7", "7 days", "-1 steps", "1.5 steps", "0 steps", "0.01 epochs"]
+    "wrong",
+    [
+        "",
+        "7",
+        "7 days",
+        "-1 steps",
+        "1.5 steps",
+        "0 steps",
+        "0.01 epochs",
+        "2147483648 steps",
+        "9" * 400 + " epochs",
+    ],
 )
 def test_other_durations_are_refused_with_field_and_value(wrong):
     with pytest.raises(InputError, match=f"config.duration: must be .*got {wrong!r}"):

@@ -80,7 +80,7 @@ def _cached(name, data_dir, cache_dir, encoded) -> tuple[dict[str, Any], int]:
         return read(name, data_dir)
     root = cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sdd_jax")
     folder = f"{name.replace('/', '-').replace(':', '-')}-{fingerprint}"
-    cache = pathlib.Path(root).expanduser() / (f"{folder}-labels" if encoded else folder)
+    cache = pathlib.Path(os.path.expanduser(root), f"{folder}-labels" if encoded else folder)
     cached = _read_cache(cache, names)
     if cached is None:
         cached = read(name, data_dir)
@@ -219,7 +219,7 @@ def _read_labels(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
 
 def _fingerprint(folder: pathlib.Path) -> str | None:
     """A digest of the prepared files' names, sizes and times; None if there are none."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
+    files = sorted(p for p in folder.rglob("*") if p.is_file()) if os.path.isdir(folder) else []
     if not files:
         return None
     listing = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]

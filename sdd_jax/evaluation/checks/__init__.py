@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from sdd_jax.evaluation.findings import Findings
 from sdd_jax.registry import Registry
 
-checks = Registry("sdd_jax.evaluation.checks", "--checks")
+checks = Registry("sdd_jax.evaluation.checks", "--checks", options_field="config.eval")
 
 
 class Check:

@@ -1,0 +1,474 @@
+"""Five hundred random configs: each trains to a finite end, or is refused in one line.
+
+A config begins as one that must train, of any network, objective, schedule and engine; then up to three
+of its fields get hostile values: another type, another sign, nan, infinity, huge numbers, odd strings,
+unknown names. Such values come from a card, which may build a ``ConfigDict`` with anything in it; what
+the command line makes of overrides is in ``tests/test_cli.py``.
+
+Left out is what is absurd and possible: networks of a million units, a million masks, epochs for years.
+A field that says how much memory or time is used gets no number between small and impossible.
+
+``SDD_JAX_FAULTS_SEED=7`` tries 500 others. ``SDD_JAX_FAULTS_RESULTS=FOLDER`` writes what came of them to
+``FOLDER/random-configs.json``.
+"""
+
+import collections
+import contextlib
+import faulthandler
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from sdd_jax import config as base
+from sdd_jax.errors import InputError
+from sdd_jax.models import models
+from sdd_jax.objectives import objectives
+from sdd_jax.training.loop import NonFiniteLossError, train_and_evaluate
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+EXAMPLES = 500
+SECONDS = (
+    600  # after which a config counts as hanging; the slowest network compiles for two minutes
+)
+TRAIN, TEST = 32, 16  # images
+
+# name: height, width, channels, labels
+DATA = {
+    "grey": (8, 8, 1, (0, 1, 2, 3)),
+    "colour": (12, 12, 3, (0, 1, 2)),
+    "gap": (8, 8, 1, (0, 2, 3)),  # a class without images
+    "strip": (12, 4, 3, (0, 1)),
+    "one": (8, 8, 1, (0,)),
+    "large": (16, 16, 1, (0, 1, 2, 3)),  # what LeNet takes
+}
+
+# name: how often, small options, number of stages (None: the depth). What compiles for long is rare.
+NETWORKS = {
+    "mlp": (400, {}, None),
+    "quick": (16, {"hidden": 4}, 0),
+    "nin": (8, {"width": 6}, 0),
+    "all_conv": (12, {}, 0),
+    "lenet": (12, {}, 0),
+    "lenet_all": (12, {}, 0),
+    "vit_tiny": (8, {"width": 6, "depth": 1}, 0),
+    "vit_small": (4, {"width": 6, "depth": 1}, 0),
+    "resnet18": (4, {}, 4),
+    "wide_resnet16_4": (3, {}, 3),
+    "resnet34": (1, {}, 4),
+    "resnet50": (1, {}, 4),
+    "resnet101": (1, {}, 4),
+    "resnet152": (1, {}, 4),
+    "wide_resnet40_2": (1, {}, 3),
+    "wide_resnet28_10": (1, {}, 3),
+    "densenet121": (1, {}, 4),
+}
+STRIPS = ("mlp", "all_conv", "resnet18", "resnet34", "wide_resnet16_4")  # take 12x4 pixels
+
+# Numbers that are possible and absurd are left out of fields that say how much is computed.
+COSTLY = re.compile(
+    r"config\.(model\.(width|depth|hidden)|dataset\.(num_classes|image_size)|duration"
+    r"|sd_dropout\.num_samples|objective\.teacher_samples|engine\.(workers|prefetch))"
+)
+ABSURD = ["10000 steps", 10**6]
+HOSTILE = [
+    None, True, False, 0, 1, -1, -7, 0.0, -0.5, 0.3, 1.0, 1.5, 2.5, 1e-300, 1e38, 1e300, -1e300,
+    math.nan, math.inf, -math.inf, 10**6, 2**32, 2**63, 10**30, -(10**30), 10**400,
+    "", " ", "x", "7", "1e-3", "None", "-3 steps", "0 steps", "1.5 steps", "nan epochs",
+    "10000 steps", "9" * 20 + " steps", "9" * 400 + " epochs", "٣ steps",
+    "a\nb", "\0", "\ud800", "\u202eépée 🦆" * 20, "x" * 5000, "~nobody-of-this-name/x", "../up",
+    "npz:", "npz:grey.npz/x", "npz:nowhere.npz", "npz:\0", "a:b:c", "unlabelled:\ud800",
+    (), (1,), (0.5, math.nan), (0.5,) * 5, ("a",), ("0 steps", "0 steps"), ("\0.py",), ("",),
+    ("x" * 5000 + ".py",), ("~nobody-of-this-name/x.py",), ((1, 2), (3, 4)), [[]], [None],
+    {}, {"a": 1}, {"name": "x"}, {"name": None}, {"name": ["mlp"]}, {"self": 1}, {1: 2}, b"bytes", 1j,
+]  # fmt: skip
+FOLDERS = ["", "a\nb", "\0", "\ud800", "ünï/🦆", "x" * 5000, "~nobody-of-this-name/x", "grey.npz/x"]
+NEW_FIELDS = ["nope", "", "self", "name", "function", "épée", "a b", "x" * 300]
+
+
+class Hang(BaseException):
+    """The time is up; no ``except Exception`` on the way catches it."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data sets as npz files, and the run of a teacher on ``grey``; the runs' working directory."""
+    folder = tmp_path_factory.mktemp("random_configs")
+    rng = np.random.default_rng(0)
+    for name, (height, width, channels, labels) in DATA.items():
+        arrays = {}
+        for split, count in (("train", TRAIN), ("test", TEST)):
+            of_images = np.resize(np.array(labels), count)
+            shape = (count, height, width, channels) if channels > 1 else (count, height, width)
+            noise = rng.integers(0, 100, shape) + 30 * of_images.reshape(
+                -1, *[1] * (len(shape) - 1)
+            )
+            arrays |= {f"{split}_images": noise.astype(np.uint8), f"{split}_labels": of_images}
+        np.savez(folder / f"{name}.npz", **arrays)
+    teacher = base.default()
+    teacher.dataset.name = "npz:grey.npz"
+    teacher.dataset.data_dir = str(folder)
+    teacher.model = models.options("mlp", width=5, depth=2, dropout_rate=0.3)
+    teacher.batch_size, teacher.duration = 16, "2 epochs"
+    train_and_evaluate(teacher, str(folder / "teacher"))
+    return folder
+
+
+# ------------------------------------------------------------------------------- what must train
+
+
+def durations(pick, *more):
+    return pick.choice(["1 steps", "2 steps", " 3 step", "1 epochs", "1.5 epochs", *more])
+
+
+def rates(pick):
+    return pick.choice([0.0, 0.1, 0.3, 0.5, 0.9])
+
+
+def valid_config(pick):
+    """A nested dictionary: most of the fields, with values that go together."""
+    (network,) = pick.choices(list(NETWORKS), [often for often, *_ in NETWORKS.values()])
+    objective = pick.choice(_objectives_for(network))
+    distilled = objective == "distill"
+    data, dataset = valid_dataset(pick, network, objective)
+    model = valid_network(pick, network, objective)
+    per_class = dataset["examples_per_class"]
+    batch_sizes = ([4] if data in ("one", "strip") else [8, 16]) if per_class else [4, 8, 16, 24]
+    config = {
+        "seed": pick.choice([0, 1, 12345, 2**31, 2**32 - 1]),
+        "imports": pick.choice([(), (), (), ["json"]]),
+        "dataset": dataset,
+        "inputs": pick.choice(["train", "perturbed"] + ["unlabelled:npz:grey.npz"] * distilled),
+        "augment": {"pad": pick.choice([0, 0, 1, 2]), "flip": pick.choice([True, False])},
+        "model": model,
+        "objective": valid_objective(pick, objective),
+        "teacher": "teacher" if distilled else "",
+        "sd_dropout": valid_sd_dropout(pick, _num_stages(model)),
+        "optimizer": {
+            "learning_rate": pick.choice([1e-4, 0.01, 0.05, 1]),
+            "momentum": rates(pick),
+            "nesterov": pick.choice([True, False]),
+            "weight_decay": pick.choice([0, 1e-4, 0.01]),
+        },
+        "schedule": pick.choice([step_schedule, cosine_schedule])(pick),
+        "batch_size": pick.choice(batch_sizes),
+        "duration": durations(pick),
+        "log_every": durations(pick, "100 steps"),
+        "eval_every": durations(pick, "100 epochs"),
+        "checkpoint_every": durations(pick, "100 epochs"),
+        "keep_checkpoints": pick.choice([1, 2, 1000]),
+        "engine": valid_engine(pick, dataset["image_size"]),
+        "steps_per_call": pick.choice([0, 0, 0, 0, 0, 1, 2, 1000]),
+        "eval": valid_evaluation(pick),
+    }
+    needed = ("dataset", "model", "objective", "teacher", "batch_size", "duration", "engine")
+    return {key: value for key, value in config.items() if key in needed or pick.random() < 0.9}
+
+
+def _objectives_for(network):
+    """BYOT needs a network of several stages, and distillation one that takes the teacher's images."""
+    few_stages = _num_stages({"name": network, "depth": 2}) < 2
+    unfit = ["byot"] * few_stages + ["distill"] * network.startswith("lenet")
+    return [name for name in objectives.names() if name not in unfit]
+
+
+def _num_stages(model):
+    stages = NETWORKS[model["name"]][2]
+    return model["depth"] if stages is None else stages
+
+
+def valid_dataset(pick, network, objective):
+    """The name in ``DATA``, and ``config.dataset``."""
+    default = base.default().dataset.to_dict()
+    is_lenet = network.startswith("lenet")
+    if objective == "distill":  # the teacher's
+        return "grey", default | {"name": "npz:grey.npz"}
+    names = ["grey", "colour", "gap", "large"]
+    names += ["one"] * (objective != "tf_kd") + ["strip"] * (network in STRIPS)
+    name = "large" if is_lenet else pick.choice(names)
+    image_size = 0 if is_lenet else pick.choice([0, 0, 0, 0, 0, 8])
+    channels = 3 if image_size else DATA[name][2]
+    if image_size or pick.random() < 0.3:
+        default |= {"mean": (0.5,) * channels, "std": [0.25] * channels}
+    return name, default | {
+        "name": f"npz:{name}.npz",
+        "num_classes": pick.choice([0, 0, max(DATA[name][3]) + 1, 7]),
+        "validation": pick.choice([0.0, 0.0, 0.25]),
+        "examples_per_class": pick.choice([0, 0, 0, 6]),
+        "image_size": image_size,
+    }
+
+
+def valid_network(pick, name, objective):
+    options = {"width": pick.randint(2, 6)} | NETWORKS[name][1]
+    known = models.options(name)
+    if name == "mlp":
+        options["depth"] = 2 if objective in ("distill", "byot") else pick.randint(1, 3)
+    options["dropout_rate"] = pick.choice([0.2, 0.5] + [0.0] * (objective != "r_drop"))
+    options["dtype"] = pick.choice(["float32", "float32", "bfloat16"])
+    if "stem" in known and name != "densenet121":  # which needs more pixels then
+        options["stem"] = pick.choice(["cifar", "imagenet"])
+    if "block_dropout_rate" in known:
+        options["block_dropout_rate"] = pick.choice([0.0, 0.3])
+    return models.options(name, **options)
+
+
+def valid_objective(pick, name):
+    values = {
+        "weight": [0, 0.5, 2.0],
+        "temperature": [1, 4.0],
+        "alpha": [0.0, 0.3, 1.0],
+        "smoothing": [0.0, 0.2, 1.0],
+        "dropout_rate": [0.0, 0.5],
+        "feature_weight": [0.0, 1e-3],
+        "label_weight": [0.0, 0.5, 1.0],
+        "correct": [0.9, 0.99],
+        "gradient": ["both", "forward", "reverse"],
+        "divergence": ["kl", "brier", "reverse_kl"],
+        "teacher_samples": [1, 2],
+    }
+    options = objectives.options(name)
+    options |= {o: pick.choice(values[o]) for o in options if o in values and pick.random() < 0.5}
+    return options | ({"init": "scratch"} if name == "distill" else {})  # any network can start so
+
+
+def valid_sd_dropout(pick, stages):
+    options = {"weight": pick.choice([0, 0, 0.1, 1.0])}
+    if pick.random() < 0.3:
+        return options
+    options |= {
+        "rate": rates(pick),
+        "random_rate": pick.choice([(), (), (0.1, 0.5), [0.0, 0.9]]),
+        "temperature": pick.choice([1, 3.0, 10.0]),
+        "num_samples": pick.choice([2, 2, 3]),
+        "gradient": pick.choice(["both", "forward", "reverse"]),
+        "position": pick.randint(0, stages),
+        "ramp": pick.choice([0.0, 0.5, 1]),
+        "gradient_cosine": pick.random() < 0.2,
+    }
+    if pick.random() < 0.2:
+        options |= {"exclusive": True, "num_samples": 2, "rate": 0.5, "random_rate": ()}
+    return options
+
+
+def cosine_schedule(pick):
+    return {"name": "cosine", "warmup": pick.choice(["0 steps", "1 steps", "0.5 epochs"])}
+
+
+def step_schedule(pick):
+    milestones = [(), ("1 steps",), ["1 steps", "2 steps"], ("0 steps", "5 epochs")]
+    return {
+        "name": "step",
+        "milestones": pick.choice(milestones),
+        "factor": pick.choice([0.1, 2]),
+        "warmup": pick.choice(["0 steps", "2 steps"]),
+    }
+
+
+def valid_engine(pick, image_size):
+    if not image_size and pick.random() < 0.7:
+        return {"name": "resident"}
+    return {
+        "name": "streamed",
+        "workers": pick.choice([1, 2]),
+        "processes": pick.random() < 0.02,  # they take seconds to start
+        "prefetch": pick.choice([1, 2]),
+    }
+
+
+def valid_evaluation(pick):
+    values = {
+        "ood": [("photos",), ["digits", "photos"]],
+        "odin_temperature": [1, 1000.0],
+        "epsilons": [(1.0,), [0, 8]],
+        "pgd_steps": [1, 20],
+        "max_images": [0, 10],
+        "mc_samples": [1, 100],
+        "mc_rate": [0.0, 0.5],
+    }
+    options = {option: pick.choice(of) for option, of in values.items() if pick.random() < 0.5}
+    return {"batch_size": pick.choice([1, 5, 1000])} | options
+
+
+# ------------------------------------------------------------------------------ what is done to it
+
+
+@st.composite
+def cases(draw):
+    """A config, the workdir (None for a new one), and which of the fields are hostile.
+
+    Hypothesis draws the seed alone: most of its own examples are small changes of earlier ones, which
+    would spend the time on few networks and fields.
+    """
+    pick = draw(st.randoms(use_true_random=True))
+    config, workdir, spoilt = valid_config(pick), None, []
+    places = list(_places(config, "config"))
+    for _ in range(pick.choice([0] * 5 + [1] * 9 + [2] * 4 + [3] * 2)):
+        kind = pick.choice(["value"] * 12 + ["new", "workdir"])
+        if kind == "workdir":
+            workdir = pick.choice(FOLDERS)
+            spoilt.append("--workdir")
+            continue
+        parent, key, path = pick.choice(places)
+        if kind == "new":
+            key = pick.choice(NEW_FIELDS)
+            path = f"{path.rpartition('.')[0]}.{key}"
+        possible = [v for v in HOSTILE if not (COSTLY.fullmatch(path) and v in ABSURD)]
+        alike = [v for v in possible if type(v) is type(parent.get(key))]
+        parent[key] = pick.choice(alike if alike and pick.random() < 0.6 else possible)
+        spoilt.append(path)
+    return config, workdir, spoilt
+
+
+def _places(section, path):
+    """Every field and section: the dictionary that it is in, its key there, its name."""
+    for key, value in section.items():
+        yield section, key, f"{path}.{key}"
+        if isinstance(value, dict):
+            yield from _places(value, f"{path}.{key}")
+
+
+# ------------------------------------------------------------------------------ what comes of it
+
+
+class Outcomes:
+    """Counts, and what those configs did that neither trained nor were refused."""
+
+    def __init__(self):
+        self.trained = collections.Counter()
+        self.refused = collections.Counter()
+        self.number = self.stopped = self.hostile_trained = 0
+        self.failures = []
+
+    def run(self, case):
+        config, workdir, spoilt = case
+        workdir = f"run{self.number}" if workdir is None else workdir
+        self.number += 1
+        try:
+            with _alarm():
+                result = train_and_evaluate(ConfigDict(config), workdir)
+                _check_run(result, workdir)
+        except InputError as error:
+            self._refused(str(error), config, spoilt)
+        except NonFiniteLossError as error:
+            self.stopped += 1
+            if len(str(error).splitlines()) != 1 or not spoilt:
+                self._failed(error, config, spoilt)
+        except (Exception, Hang) as error:
+            self._failed(error, config, spoilt)
+        else:
+            self.trained[config.get("objective", {"name": "default"})["name"]] += 1
+            self.hostile_trained += bool(spoilt)
+        shutil.rmtree(f"run{self.number - 1}", ignore_errors=True)
+        if self.number % 100 == 0:
+            jax.clear_caches()  # compiled programs are most of the memory
+
+    def _refused(self, message, config, spoilt):
+        named = re.search(r"config\.\w*[\w.]*|--workdir", message)
+        if named:
+            self.refused[named[0].rstrip(".")[:60]] += 1
+        if not named or len(message.splitlines()) != 1 or len(message) > 2000 or not spoilt:
+            self._failed(message, config, spoilt)
+
+    def _failed(self, error, config, spoilt):
+        if isinstance(error, BaseException):
+            error = "".join(traceback.format_exception(error)[-3:])
+        failure = f"{', '.join(spoilt) or 'a valid config'}: {error[-3000:]}\n{config!r:.3000}"
+        self.failures.append(failure.encode(errors="backslashreplace").decode())
+        print(f"config {self.number}: {self.failures[-1]}")  # long before the end
+
+
+@contextlib.contextmanager
+def _alarm():
+    """Ends what hangs: an exception where Python runs, the end of the process where it does not."""
+
+    def ring(*_):
+        raise Hang(f"still running after {SECONDS} s")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(SECONDS)
+    faulthandler.dump_traceback_later(SECONDS + 60, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _check_run(result, workdir):
+    """The run has left what it must: finite figures of its last step, and the checkpoint."""
+    folder = pathlib.Path(os.path.expanduser(workdir))
+    assert 0 <= result["eval/accuracy"] <= 1
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    figures = {name: value for name, value in (last | result).items() if not math.isfinite(value)}
+    assert not figures
+    assert "train/loss" in last
+    assert (folder / "checkpoints" / str(last["step"])).is_dir()
+
+
+def _summary(outcomes, seconds):
+    packages = ("sdd_jax", "jax", "flax", "ml_collections", "hypothesis", "numpy")
+    return {
+        "what": "Random configs, up to three fields of each with a hostile value",
+        "seed": os.environ.get("SDD_JAX_FAULTS_SEED", "derandomized"),
+        "configs": outcomes.number,
+        "trained": sum(outcomes.trained.values()),
+        "of these with a hostile value that is allowed": outcomes.hostile_trained,
+        "refused": sum(outcomes.refused.values()),
+        "loss not finite": outcomes.stopped,
+        "failures": len(outcomes.failures),
+        "trained by objective": dict(outcomes.trained.most_common()),
+        "refused by field": dict(outcomes.refused.most_common(25)),
+        "seconds": round(seconds),
+        "processor seconds": round(time.process_time()),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def test_random_configs_train_or_are_refused_in_one_line(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
+    outcomes, started, seed = Outcomes(), time.monotonic(), os.environ.get("SDD_JAX_FAULTS_SEED")
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        derandomize=seed is None,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(cases())
+    def every_one(case):
+        outcomes.run(case)
+
+    if seed is not None:
+        every_one = hypothesis.seed(int(seed))(every_one)
+    every_one()
+    summary = _summary(outcomes, time.monotonic() - started)
+    print(json.dumps(summary, indent=2))
+    if results := os.environ.get("SDD_JAX_FAULTS_RESULTS"):
+        path = pathlib.Path(results) / "random-configs.json"
+        path.write_text(json.dumps(summary, indent=2) + "\n")
+    assert not outcomes.failures, "\n\n".join(outcomes.failures)
+    assert outcomes.number == EXAMPLES
+    assert summary["trained"] >= 0.4 * EXAMPLES
+    assert summary["refused"] >= 0.2 * EXAMPLES
