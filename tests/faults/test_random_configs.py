@@ -319,7 +319,7 @@ def cases(draw):
     pick = draw(st.randoms(use_true_random=True))
     config, workdir, spoilt = valid_config(pick), None, []
     places = list(_places(config, "config"))
-    for _ in range(pick.choice([0] * 5 + [1] * 9 + [2] * 4 + [3] * 2)):
+    for _ in range(pick.choice([0] * 8 + [1] * 8 + [2] * 3 + [3])):
         kind = pick.choice(["value"] * 12 + ["new", "workdir"])
         if kind == "workdir":
             workdir = pick.choice(FOLDERS)
