@@ -1,0 +1,266 @@
+"""Trains the papers' recipes over seeds, and sets what came out beside the published figures.
+
+    python -m benchmarks.reproduce PLAN --data-dir DIR [--runs RUNS --seeds 0,1,2 --rows CE,...]
+    python -m benchmarks.reproduce --tables
+
+Each run is ``train.py`` and then ``eval.py``, resumed where it stopped and left alone where it is
+finished. Its figures go to ``benchmarks/results/PLAN/ROW-SEED.json``; ``--tables`` writes the README's
+tables from these files, between the marks that name the plan. Where a plan tries several values, each
+trains with the first seed, and the one with the highest validation accuracy goes on with the others.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.collect import collect, dump
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+COLUMNS = {  # heading: figure, factor, decimals
+    "accuracy %": ("eval/accuracy", 100, 2),
+    "NLL": ("eval/nll", 1, 3),
+    "ECE %": ("eval/ece", 100, 1),
+    "AUROC %, ODIN, CIFAR-10": ("eval/ood/cifar10/odin/auroc", 100, 1),
+    "AUROC %, ODIN, MNIST": ("eval/ood/mnist/odin/auroc", 100, 1),
+    "FGSM 2/255, accuracy %": ("eval/adversarial/fgsm/2/accuracy", 100, 1),
+    "corrupted, accuracy %": ("eval/corruption/generated/mean_accuracy", 100, 1),
+}
+THREE_WAYS = {
+    f"{name}, error %": (f"eval/distillation/{key}/error", 100, 2)
+    for name, key in {"Standard": "standard", "MC(100)": "mc", "Distilled": "distilled"}.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A recipe.
+
+    Attributes:
+      label: in the table.
+      card: and its argument.
+      published: the figure to compare with, in words.
+      options: further arguments of ``train.py``.
+      teacher: the card of a teacher that is trained before.
+      tried: whether this is one of several values of which the validation split chooses one.
+    """
+
+    label: str
+    card: str
+    published: str = ""
+    options: tuple[str, ...] = ()
+    teacher: str = ""
+    tried: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A table.
+
+    Attributes:
+      rows: by the name of their files.
+      columns: as ``COLUMNS``.
+      evaluation: arguments of ``eval.py``.
+      published: what the figures to compare with are.
+    """
+
+    rows: dict[str, Row]
+    columns: dict[str, tuple[str, float, int]]
+    evaluation: tuple[str, ...]
+    published: str = ""
+
+
+EVALUATION = (
+    "--checks=accuracy,calibration,ood,adversarial,corruption",
+    "--config.eval.ood=cifar10,mnist",
+    "--config.eval.epsilons=(1.0, 2.0, 4.0)",
+)
+CIFAR100 = {
+    "ce": ("CE", "resnet18.py:ce", "74.8 ± 0.3"),
+    "sd_dropout": ("SD-Dropout", "resnet18.py", "76.8 ± 0.3"),
+    "clean_student": ("SD-Dropout, clean student", "clean_student.py", "76.8 ± 0.3"),
+    "cs_kd": ("CS-KD", "cs_kd.py", "77.3 ± 0.3"),
+    "cs_kd-sd_dropout": ("CS-KD + SD-Dropout 0.1", "cs_kd.py:sd_dropout", "77.1 ± 0.4"),
+    "ddgsd": ("DDGSD", "ddgsd.py", "76.7 ± 0.5"),
+    "ddgsd-sd_dropout": ("DDGSD + SD-Dropout 0.1", "ddgsd.py:sd_dropout", "77.2 ± 0.1"),
+    "byot": ("BYOT", "byot.py", "77.0 ± 0.1"),
+    "byot-sd_dropout": ("BYOT + SD-Dropout 0.1", "byot.py:sd_dropout", "77.4 ± 0.2"),
+    "dml": ("DML", "dml.py", "78.9"),
+    "dml-sd_dropout": ("DML + SD-Dropout 0.1", "dml.py:sd_dropout", "78.8"),
+}
+DISTILLED = {
+    "quick": ("CIFAR-10 Quick", "quick_cifar10.py", "18.15 / 16.78 / 17.20"),
+    "nin": ("CIFAR-10 NiN", "nin_cifar.py", "11.16 / 11.04 / 11.14"),
+    "all_conv": ("CIFAR-10 AllConv", "all_conv_cifar.py", "11.20 / 10.60 / 10.80"),
+    "nin-cifar100": ("CIFAR-100 NiN", "nin_cifar.py:cifar100", "35.28 / 35.05 / 35.20"),
+    "all_conv-cifar100": (
+        "CIFAR-100 AllConv",
+        "all_conv_cifar.py:cifar100",
+        "32.46 / 30.99 / 32.07",
+    ),
+}
+FEW = "configs/cifar100_50_per_class.py"
+PLANS = {
+    "cifar100": Plan(
+        rows={
+            name: Row(
+                label, f"configs/cifar100_{card}", published, ("--config.model.dtype=bfloat16",)
+            )
+            for name, (label, card, published) in CIFAR100.items()
+        },
+        columns=COLUMNS,
+        evaluation=EVALUATION,
+        published="accuracy in the authors' logs, %",
+    ),
+    "cifar100-50-per-class": Plan(
+        rows={"ce": Row("CE", f"{FEW}:ce")}
+        | {
+            f"sd_dropout-{weight}": Row(
+                f"SD-Dropout, weight {weight}",
+                FEW,
+                options=(f"--config.sd_dropout.weight={weight}",),
+                tried=True,
+            )
+            for weight in ("0.02", "0.1", "1.0")
+        },
+        columns=COLUMNS,
+        evaluation=(*EVALUATION, "--config.eval.max_images=1000"),
+    ),
+    "distillation": Plan(
+        rows={
+            name: Row(label, f"configs/distill_{card}", published, teacher=f"configs/{card}")
+            for name, (label, card, published) in DISTILLED.items()
+        },
+        columns=THREE_WAYS,
+        evaluation=("--checks=distillation",),
+        published="the paper's errors, %",
+    ),
+}
+
+
+def run(plan: str, row: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Trains and evaluates what is not there yet, and writes the run's figures down.
+
+    Returns:
+      What was written.
+    """
+    output = RESULTS / plan / f"{row}-{seed}.json"
+    recipe = PLANS[plan].rows[row]
+    workdir = pathlib.Path(given.runs) / plan / row / f"seed{seed}"
+    data = [f"--config.dataset.data_dir={given.data_dir}"]
+    options = [f"--config.seed={seed}", *recipe.options]
+    if recipe.teacher and not output.is_file():
+        teacher = workdir.with_name(f"teacher-seed{seed}")
+        _call("train.py", f"--config={recipe.teacher}", *options, *data, f"--workdir={teacher}")
+        data.append(f"--config.teacher={teacher}")
+    if not output.is_file():
+        _call("train.py", f"--config={recipe.card}", *options, *data, f"--workdir={workdir}")
+        _call("eval.py", f"--workdir={workdir}", *PLANS[plan].evaluation, data[0])
+        teacher = f" --config.teacher=RUN_OF_{recipe.teacher}" if recipe.teacher else ""
+        command = " ".join([f"python train.py --config={recipe.card}", *options]) + teacher
+        of_run = collect(workdir, command, last=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        what = f"{recipe.label}, seed {seed}: last step, and eval.py {' '.join(PLANS[plan].evaluation)}"
+        result = {"what": what, "machine": given.machine, "runs": {f"{row}-{seed}": of_run}}
+        output.write_text(dump(result))
+    return _of_file(output)
+
+
+def _call(script: str, *arguments: str) -> None:
+    print(f"+ python {script} {' '.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, script, *arguments], cwd=ROOT, check=True)
+
+
+def _of_file(path: pathlib.Path) -> dict[str, Any]:
+    (of_run,) = json.loads(path.read_text())["runs"].values()
+    return of_run
+
+
+def to_run(plan: str, rows: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
+    """Rows and seeds in turn; of the values that are tried, the later seeds have the chosen one."""
+    tried = [row for row in rows if PLANS[plan].rows[row].tried]
+    for seed in seeds:
+        for row in rows:
+            if seed == seeds[0] or row not in tried or row == chosen(plan, tried, seeds[0]):
+                yield row, seed
+
+
+def chosen(plan: str, tried: Sequence[str], seed: int) -> str:
+    """Of the rows that are tried, the one with the highest validation accuracy of a seed."""
+    files = {row: RESULTS / plan / f"{row}-{seed}.json" for row in tried}
+    return max(tried, key=lambda row: _of_file(files[row])["metrics"][-1]["validation/accuracy"])
+
+
+def table(plan: str) -> str:
+    """Markdown: for each row that has run, mean and sample standard deviation over its seeds."""
+    columns, published = PLANS[plan].columns, PLANS[plan].published
+    lines = []
+    for name, row in PLANS[plan].rows.items():
+        files = sorted((RESULTS / plan).glob(f"{name}-[0-9]*.json"))
+        files = [path for path in files if re.fullmatch(rf"{re.escape(name)}-\d+", path.stem)]
+        if not files:
+            continue
+        figures = [of_run["metrics"][-1] | of_run["eval"] for of_run in map(_of_file, files)]
+        cells = [row.label, str(len(files)), *([row.published] if published else [])]
+        if any(other.tried for other in PLANS[plan].rows.values()):
+            validation = ("validation/accuracy", 100, 2)
+            cells.append(_cell(figures, *validation))
+        cells += [_cell(figures, *column) for column in columns.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    heads = ["", "seeds", *([published] if published else [])]
+    heads += ["validation %"] if any(row.tried for row in PLANS[plan].rows.values()) else []
+    heads += columns
+    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines])
+
+
+def _cell(figures: list[dict[str, float]], name: str, factor: float, decimals: int) -> str:
+    values = [factor * of_run[name] for of_run in figures if of_run.get(name) is not None]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if values[1:] else ""
+    return f"{statistics.mean(values):.{decimals}f}{spread}"
+
+
+def write_tables(readme: pathlib.Path) -> None:
+    """Replaces what lies between ``<!-- PLAN -->`` and ``<!-- end -->`` by the plan's table."""
+    text = readme.read_text()
+    for plan in PLANS:
+        marks = rf"(<!-- {re.escape(plan)} -->\n).*?(<!-- end -->)"
+        text = re.sub(marks, lambda m, p=plan: f"{m[1]}{table(p)}\n{m[2]}", text, flags=re.DOTALL)
+    readme.write_text(text)
+
+
+def main() -> None:
+    """Runs a plan, or writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("plan", nargs="?", choices=PLANS)
+    parser.add_argument("--data-dir", default="", help="a tfds data_dir")
+    parser.add_argument("--runs", default="runs/reproduce", help="folder of the workdirs")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rows", default="", help="some of the plan's; by default all")
+    parser.add_argument("--machine", help="in words")
+    parser.add_argument("--tables", action="store_true", help="write the README's tables")
+    given = parser.parse_args()
+    if given.plan:
+        from benchmarks.measure import machine
+
+        given.machine = given.machine or machine()
+        rows = given.rows.split(",") if given.rows else list(PLANS[given.plan].rows)
+        if unknown := set(rows) - set(PLANS[given.plan].rows):
+            parser.error(f"--rows: must be of {', '.join(PLANS[given.plan].rows)}, got {unknown}")
+        for row, seed in to_run(given.plan, rows, [int(seed) for seed in given.seeds.split(",")]):
+            run(given.plan, row, seed, given)
+        print(table(given.plan))
+    if given.tables:
+        write_tables(ROOT / "README.md")
+
+
+if __name__ == "__main__":
+    main()
