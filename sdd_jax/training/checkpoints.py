@@ -50,6 +50,8 @@ class Checkpoints:
         self._read_only = read_only
         self._accuracies: dict[int, float] = {}
         with _writing(self._directory):
+            if not read_only:  # Orbax notices at the first checkpoint that this is a file
+                self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(

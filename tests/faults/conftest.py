@@ -18,7 +18,9 @@ import time
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "numpy")
+PACKAGES = (
+    "jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "ml_collections", "hypothesis", "numpy"
+)  # fmt: skip
 LIMIT = 240  # seconds that no program here needs
 TINY = (  # a run of a few seconds after it has started
     "--config.model={'name': 'mlp', 'width': 16, 'depth': 1}",
@@ -263,4 +265,4 @@ def _summary(parts):
             "what": "each file of a checkpoint with each damage, read in each way",
             **damages,
         }
-    return result
+    return result | {key: parts[key] for key in ("random_configs",) if key in parts}

@@ -80,6 +80,7 @@ def test_a_disk_that_is_full(programs, tiny, uninterrupted, ends_like, refused, 
     disk.mkdir()
     out.mkdir()
     environment = programs.environment | {"ROOM": f"{room}k", "DISK": str(disk), "OUT": str(out)}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it would take the room of a checkpoint
     command = programs.command("train.py", f"--workdir={disk / 'run'}", *tiny)
     script = ["unshare", "--mount", "sh", "-ec", SCRIPT, "sh", *command]
     subprocess.run(script, env=environment, check=True, timeout=240)
