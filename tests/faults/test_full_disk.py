@@ -112,6 +112,6 @@ def test_no_room_for_an_evaluation_leaves_the_one_before(
     arguments = ("eval.py", f"--workdir={tmp_path / 'run'}", "--checks=accuracy")
     assert programs.run(*arguments).returncode == 0
     before = (tmp_path / "run/eval/metrics.json").read_bytes()
-    done = programs.run(*arguments, preexec_fn=limit(10))
+    done = programs.run(*arguments, preexec_fn=limit(64))
     refused(1, done.returncode, done.stderr, "eval/metrics.json cannot be written: File too large")
     assert (tmp_path / "run/eval/metrics.json").read_bytes() == before

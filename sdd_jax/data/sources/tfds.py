@@ -112,7 +112,11 @@ class _Records:
 
     def read(self, places: Sequence[int]) -> list[Any]:
         decode, options = self._features.deserialize_example_np, {"decoders": self._decoders}
-        return [decode(raw, **options)[self._name] for raw in self._source.__getitems__(places)]
+        raw = self._source.__getitems__(places)
+        values = [decode(record, **options)[self._name] for record in raw]
+        if any(value is None for value in values):  # what is left of a file that was cut
+            raise ValueError(f"there is no {self._name} in a record of {places}")
+        return values
 
 
 def _open(name: str, data_dir: str) -> tuple[Any, dict[str, str]]:
