@@ -24,6 +24,7 @@ from benchmarks.measure import (
     parser,
     random_images,
     ratio,
+    run_config,
     seconds,
     summary,
     take_turns,
@@ -36,15 +37,9 @@ SIZE, CLASSES = 224, 100
 
 def config(data: str, batch: int, **dataset: Any) -> Any:
     """A run of plain cross-entropy on ResNet-18."""
-    from sdd_jax import config as base
-    from sdd_jax.models import models
-
-    made = base.default()
-    made.dataset.update(name=data, **dataset)
-    made.model = models.options("resnet18", stem="imagenet" if dataset else "cifar")
-    made.sd_dropout.weight = 0.0
-    made.batch_size = batch
-    made.steps_per_call = 1
+    stem = "imagenet" if dataset else "cifar"
+    made = run_config(data, "resnet18", batch=batch, stem=stem)
+    made.dataset.update(dataset)
     return made
 
 

@@ -128,6 +128,30 @@ def random_images(
     return f"npz:{path}"
 
 
+def run_config(
+    data: str, model: str, *, batch: int, sd_dropout: float = 0.0, **options: Any
+) -> Any:
+    """The config of a run to time: cross-entropy, one step a dispatch, images as they are.
+
+    Args:
+      data: name of the data set.
+      model: name of the network.
+      batch: images in a step.
+      sd_dropout: weight of the term.
+      **options: of the network.
+    """
+    from sdd_jax import config as base
+    from sdd_jax.models import models
+
+    made = base.default()
+    made.dataset.name = data
+    made.model = models.options(model, **options)
+    made.sd_dropout.weight = sd_dropout
+    made.batch_size = batch
+    made.steps_per_call = 1
+    return made
+
+
 def training_step(config: Any, engine: Any = None) -> Callable[[], float]:
     """Compiles a run's training call; the function makes the next one and returns its seconds.
 

@@ -14,6 +14,7 @@ from benchmarks.measure import (
     parser,
     random_images,
     ratio,
+    run_config,
     summary,
     take_turns,
     training_step,
@@ -41,17 +42,11 @@ METHODS = (
 
 def config(method: str, given: Any, data: str) -> Any:
     """The run of a method, or of plain cross-entropy."""
-    from sdd_jax import config as base
-    from sdd_jax.models import models
     from sdd_jax.objectives import objectives
 
-    made = base.default()
-    made.dataset.name = data
+    weight = 1.0 if method == SD_DROPOUT else 0.0
+    made = run_config(data, given.model, batch=given.batch, sd_dropout=weight, width=given.width)
     made.augment.pad, made.augment.flip = 4, True
-    made.model = models.options(given.model, width=given.width)
-    made.batch_size = given.batch
-    made.steps_per_call = 1
-    made.sd_dropout.weight = 1.0 if method == SD_DROPOUT else 0.0
     if method not in (SD_DROPOUT, "cross_entropy"):
         made.objective = objectives.options(method)
     if method == "r_drop":

@@ -22,6 +22,7 @@ from benchmarks.measure import (
     parser,
     random_images,
     ratio,
+    run_config,
     seconds,
     summary,
     take_turns,
@@ -38,16 +39,9 @@ def ours(network: str, batch: int, folder: str) -> tuple[int, Callable[[], float
     """Number of parameters, and a step of plain cross-entropy as ``train.py`` makes it."""
     import jax
 
-    from sdd_jax import config as base
     from sdd_jax.experiment import load_experiment
-    from sdd_jax.models import models
 
-    config = base.default()
-    config.dataset.name = f"npz:{folder}/images.npz"
-    config.model = models.options(network)
-    config.sd_dropout.weight = 0.0
-    config.batch_size = batch
-    config.steps_per_call = 1
+    config = run_config(f"npz:{folder}/images.npz", network, batch=batch)
     parameters = jax.tree.leaves(load_experiment(config).abstract_state.params)
     return sum(x.size for x in parameters), training_step(config)
 

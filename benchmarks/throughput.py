@@ -17,6 +17,7 @@ from benchmarks.measure import (
     parser,
     random_images,
     ratio,
+    run_config,
     summary,
     take_turns,
     training_step,
@@ -33,15 +34,15 @@ SIDES = {
 
 def config(given: Any, data: str, side: dict[str, Any]) -> Any:
     """The run of a side."""
-    from sdd_jax import config as base
-    from sdd_jax.models import models
-
-    made = base.default()
-    made.dataset.name = data
+    made = run_config(
+        data,
+        "resnet18",
+        batch=given.batch,
+        sd_dropout=side.get("weight", 1.0),
+        width=given.width,
+        dtype=side.get("dtype", "bfloat16"),
+    )
     made.augment.pad, made.augment.flip = 4, True
-    made.model = models.options("resnet18", width=given.width, dtype=side.get("dtype", "bfloat16"))
-    made.sd_dropout.weight = side.get("weight", 1.0)
-    made.batch_size = given.batch
     made.steps_per_call = side.get("steps_per_call", given.steps)
     return made
 
