@@ -3,6 +3,7 @@
     python -m benchmarks.reproduce PLAN --data-dir DIR [--runs RUNS --seeds 0,1,2 --rows CE,...]
     python -m benchmarks.reproduce --tables
 
+DIR is a tfds ``data_dir``, or holds ``cifar100.npz`` and the like (arrays as ``npz:`` takes them).
 Each run is ``train.py`` and then ``eval.py``, resumed where it stopped and left alone where it is
 finished. Its figures go to ``benchmarks/results/PLAN/ROW-SEED.json``; ``--tables`` writes the README's
 tables from these files, between the marks that name the plan. Where a plan tries several values, each
@@ -12,8 +13,10 @@ trains with the first seed, and the one with the highest validation accuracy goe
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import re
+import runpy
 import statistics
 import subprocess
 import sys
@@ -68,18 +71,19 @@ class Plan:
       rows: by the name of their files.
       columns: as ``COLUMNS``.
       evaluation: arguments of ``eval.py``.
+      ood: the data sets of its check of that name.
       published: what the figures to compare with are.
     """
 
     rows: dict[str, Row]
     columns: dict[str, tuple[str, float, int]]
     evaluation: tuple[str, ...]
+    ood: tuple[str, ...] = ()
     published: str = ""
 
 
 EVALUATION = (
     "--checks=accuracy,calibration,ood,adversarial,corruption",
-    "--config.eval.ood=cifar10,mnist",
     "--config.eval.epsilons=(1.0, 2.0, 4.0)",
 )
 CIFAR100 = {
@@ -117,6 +121,7 @@ PLANS = {
         },
         columns=COLUMNS,
         evaluation=EVALUATION,
+        ood=("cifar10", "mnist"),
         published="accuracy in the authors' logs, %",
     ),
     "cifar100-50-per-class": Plan(
@@ -132,6 +137,7 @@ PLANS = {
         },
         columns=COLUMNS,
         evaluation=(*EVALUATION, "--config.eval.max_images=1000"),
+        ood=("cifar10", "mnist"),
     ),
     "distillation": Plan(
         rows={
@@ -152,30 +158,53 @@ def run(plan: str, row: str, seed: int, given: argparse.Namespace) -> dict[str, 
       What was written.
     """
     output = RESULTS / plan / f"{row}-{seed}.json"
-    recipe = PLANS[plan].rows[row]
-    workdir = pathlib.Path(given.runs) / plan / row / f"seed{seed}"
-    data = [f"--config.dataset.data_dir={given.data_dir}"]
-    options = [f"--config.seed={seed}", *recipe.options]
-    if recipe.teacher and not output.is_file():
-        teacher = workdir.with_name(f"teacher-seed{seed}")
-        _call("train.py", f"--config={recipe.teacher}", *options, *data, f"--workdir={teacher}")
-        data.append(f"--config.teacher={teacher}")
     if not output.is_file():
-        _call("train.py", f"--config={recipe.card}", *options, *data, f"--workdir={workdir}")
-        _call("eval.py", f"--workdir={workdir}", *PLANS[plan].evaluation, data[0])
-        teacher = f" --config.teacher=RUN_OF_{recipe.teacher}" if recipe.teacher else ""
-        command = " ".join([f"python train.py --config={recipe.card}", *options]) + teacher
-        of_run = collect(workdir, command, last=True)
+        recipe = PLANS[plan].rows[row]
+        workdir = pathlib.Path(given.runs) / plan / row / f"seed{seed}"
+        teacher = workdir.with_name(f"teacher-seed{seed}")
+        options = [f"--config.seed={seed}", *recipe.options]
+        data = [f"--config.dataset.data_dir={given.data_dir}"]
+        named = f"--config.dataset.name={_source(_data_set(recipe.card), given.data_dir)}"
+        train = [*options, *data, named]
+        if recipe.teacher:
+            _call("train.py", f"--config={recipe.teacher}", *train, f"--workdir={teacher}")
+            train.append(f"--config.teacher={teacher}")
+        _call("train.py", f"--config={recipe.card}", *train, f"--workdir={workdir}")
+        shown, evaluation = (_evaluation(PLANS[plan], folder) for folder in ("", given.data_dir))
+        _call("eval.py", f"--workdir={workdir}", *evaluation, *data)
+        of_teacher = [f"--config.teacher=RUN_OF_{recipe.teacher}"] if recipe.teacher else []
+        command = " ".join([f"python train.py --config={recipe.card}", *options, *of_teacher])
+        result = {
+            "what": f"{recipe.label}, seed {seed}: last step, and eval.py {' '.join(shown)}",
+            "machine": given.machine,
+            "runs": {f"{row}-{seed}": collect(workdir, command, last=True)},
+        }
         output.parent.mkdir(parents=True, exist_ok=True)
-        what = f"{recipe.label}, seed {seed}: last step, and eval.py {' '.join(PLANS[plan].evaluation)}"
-        result = {"what": what, "machine": given.machine, "runs": {f"{row}-{seed}": of_run}}
         output.write_text(dump(result))
     return _of_file(output)
 
 
+def _data_set(card: str) -> str:
+    path, _, argument = card.partition(":")
+    config = runpy.run_path(str(ROOT / path))["get_config"](*filter(None, [argument]))
+    return config.dataset.name
+
+
+def _source(data_set: str, folder: str) -> str:
+    file = pathlib.Path(folder) / f"{data_set}.npz"
+    return f"npz:{file}" if file.is_file() else data_set
+
+
+def _evaluation(plan: Plan, folder: str) -> list[str]:
+    ood = ",".join(_source(name, folder) for name in plan.ood)
+    return [*plan.evaluation, *([f"--config.eval.ood={ood}"] if ood else [])]
+
+
 def _call(script: str, *arguments: str) -> None:
     print(f"+ python {script} {' '.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, script, *arguments], cwd=ROOT, check=True)
+    status = subprocess.run([sys.executable, script, *arguments], cwd=ROOT).returncode
+    if status:  # it has said why
+        sys.exit(status)
 
 
 def _of_file(path: pathlib.Path) -> dict[str, Any]:
@@ -237,12 +266,21 @@ def write_tables(readme: pathlib.Path) -> None:
     readme.write_text(text)
 
 
+def _absolute(path: str) -> str:
+    """What is run is run from the root of the project."""
+    return path and os.path.abspath(os.path.expanduser(path))
+
+
 def main() -> None:
     """Runs a plan, or writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("plan", nargs="?", choices=PLANS)
-    parser.add_argument("--data-dir", default="", help="a tfds data_dir")
-    parser.add_argument("--runs", default="runs/reproduce", help="folder of the workdirs")
+    parser.add_argument(
+        "--data-dir", type=_absolute, default="", help="a tfds data_dir, or of npz files"
+    )
+    parser.add_argument(
+        "--runs", type=_absolute, default="runs/reproduce", help="folder of the workdirs"
+    )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rows", default="", help="some of the plan's; by default all")
     parser.add_argument("--machine", help="in words")

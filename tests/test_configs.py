@@ -1,6 +1,5 @@
 """Recipe cards: each loads and says what its recipe says."""
 
-import importlib.util
 import math
 
 import numpy as np
@@ -12,19 +11,11 @@ from sdd_jax import models
 from sdd_jax.errors import InputError
 
 
-def load(root, card):
-    path, _, argument = card.partition(":")
-    spec = importlib.util.spec_from_file_location("card", root / "configs" / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*filter(None, [argument]))
-
-
-def test_every_card_is_complete_and_says_where_it_comes_from(root):
+def test_every_card_is_complete_and_says_where_it_comes_from(root, load_card):
     cards = sorted(root.glob("configs/*.py"))
     assert len(cards) >= 3
     for card in cards:
-        config = base.complete(load(root, card.name))
+        config = base.complete(load_card(card.name))
         models.build(config.model, num_classes=10)
         text = card.read_text()
         assert "Paper " in text, card
@@ -32,8 +23,8 @@ def test_every_card_is_complete_and_says_where_it_comes_from(root):
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_the_papers_cifar_recipe(root, dataset):
-    config = load(root, f"{dataset}_resnet18.py")
+def test_the_papers_cifar_recipe(load_card, dataset):
+    config = load_card(f"{dataset}_resnet18.py")
     assert config.dataset.name == dataset
     assert (config.augment.pad, config.augment.flip) == (4, True)
     assert config.optimizer.to_dict() == {
@@ -55,8 +46,10 @@ def test_the_papers_cifar_recipe(root, dataset):
         ("imagenet_resnet152.py", "imagenet2012", 256, (30, 60), "90 epochs"),
     ],
 )
-def test_the_papers_recipes_at_224_pixels(root, card, dataset, batch_size, milestones, duration):
-    config = load(root, card)
+def test_the_papers_recipes_at_224_pixels(
+    load_card, card, dataset, batch_size, milestones, duration
+):
+    config = load_card(card)
     assert (config.dataset.name, config.dataset.image_size) == (dataset, 224)
     assert config.dataset.mean == (0.485, 0.456, 0.406)
     assert config.dataset.std == (0.229, 0.224, 0.225)
@@ -69,17 +62,17 @@ def test_the_papers_recipes_at_224_pixels(root, card, dataset, batch_size, miles
     assert (config.model.stem, config.model.width) == ("imagenet", 64)
     assert config.model.name == card.removesuffix(".py").rpartition("_")[2]
     assert config.sd_dropout.weight == 1
-    assert load(root, f"{card}:ce").sd_dropout.weight == 0
-    small = load(root, f"{card}:ce,runlocal")
+    assert load_card(f"{card}:ce").sd_dropout.weight == 0
+    small = load_card(f"{card}:ce,runlocal")
     assert (small.model.width, small.dataset.image_size) == (16, 64)
 
 
-def test_arguments_of_a_card_choose_the_objective_and_the_scale(root):
-    config = load(root, "cifar100_resnet18.py:ce,runlocal")
+def test_arguments_of_a_card_choose_the_objective_and_the_scale(load_card):
+    config = load_card("cifar100_resnet18.py:ce,runlocal")
     assert config.sd_dropout.weight == 0
     assert config.model.width == 16
     with pytest.raises(InputError, match="must be of sd_dropout, ce, runlocal, got 'nope'"):
-        load(root, "cifar100_resnet18.py:nope")
+        load_card("cifar100_resnet18.py:nope")
 
 
 def test_another_entry_replaces_the_whole_section():

@@ -1,6 +1,6 @@
-"""The table of a plan: from which files, and with which numbers."""
+"""A plan: its runs, and the table made of their files."""
 
-import importlib.util
+import argparse
 import json
 
 import numpy as np
@@ -24,6 +24,56 @@ def results(tmp_path, monkeypatch):
         path.write_text(json.dumps({"runs": {f"{row}-{seed}": of_run}}))
 
     return write
+
+
+@pytest.fixture
+def tiny_plan(tmp_path, monkeypatch):
+    """``tiny``: a plan of one row, on images in npz files; the arguments of its command line."""
+    rng = np.random.default_rng(0)
+    for name in ("digits", "others"):
+        arrays = {}
+        for split in ("train", "test"):
+            arrays[f"{split}_images"] = rng.integers(0, 256, (176, 8, 8, 1), dtype=np.uint8)
+            arrays[f"{split}_labels"] = np.arange(176) % 3  # the digits themselves have ten
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    options = ("--config.duration=2 steps", "--config.model.width=8")
+    plan = reproduce.Plan(
+        rows={"mlp": reproduce.Row("MLP", "configs/digits.py:ce", options=options)},
+        columns={"accuracy": ("eval/accuracy", 1, 4)},
+        evaluation=("--checks=accuracy,ood",),
+        ood=("others",),
+    )
+    monkeypatch.setitem(reproduce.PLANS, "tiny", plan)
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    return argparse.Namespace(data_dir=str(tmp_path), runs=str(tmp_path / "runs"), machine="this")
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_evaluated_and_written_down_once(tiny_plan, tmp_path, monkeypatch):
+    of_run = reproduce.run("tiny", "mlp", 1, tiny_plan)
+    text = (tmp_path / "results" / "tiny" / "mlp-1.json").read_text()
+    assert json.loads(text)["runs"] == {"mlp-1": of_run}
+    assert str(tmp_path) not in text
+    assert of_run["command"].startswith(
+        "python train.py --config=configs/digits.py:ce --config.seed=1"
+    )
+    assert of_run["metrics"][-1]["step"] == 2
+    assert of_run["eval"]["eval/accuracy"] == of_run["metrics"][-1]["eval/accuracy"]
+    assert 0 < of_run["eval"]["eval/ood/others/odin/auroc"] < 1
+    config = json.loads((tmp_path / "runs/tiny/mlp/seed1/config.json").read_text())["config"]
+    assert config["seed"] == 1
+    assert config["dataset"]["name"] == f"npz:{tmp_path}/digits.npz"
+    monkeypatch.setattr(reproduce, "_call", None)
+    assert reproduce.run("tiny", "mlp", 1, tiny_plan) == of_run
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_ends_the_plan_with_its_status(tiny_plan, tmp_path):
+    (tmp_path / "digits.npz").write_text("no arrays")
+    with pytest.raises(SystemExit) as ended:
+        reproduce.run("tiny", "mlp", 0, tiny_plan)
+    assert ended.value.code == 2
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_row_has_mean_and_sample_standard_deviation_of_its_own_seeds(results):
@@ -65,14 +115,10 @@ def test_tables_replace_what_lies_between_their_marks(results, tmp_path):
 
 
 @pytest.mark.parametrize("plan", reproduce.PLANS)
-def test_every_row_has_a_card_and_options_of_it(root, plan):
+def test_every_row_has_a_card_and_options_of_it(load_card, plan):
     for row in reproduce.PLANS[plan].rows.values():
         for card in filter(None, (row.card, row.teacher)):
-            path, _, argument = card.partition(":")
-            spec = importlib.util.spec_from_file_location("card", root / path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            config = module.get_config(*filter(None, [argument]))
+            config = load_card(card.removeprefix("configs/"))
             for option in row.options:
                 field = option.removeprefix("--config.").partition("=")[0]
                 assert field in dict(_fields(config.to_dict()))
