@@ -2,15 +2,13 @@
 
 import json
 import pathlib
-import socket
-import struct
 import sys
 import time
 
 import jax
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
@@ -54,7 +52,8 @@ class MetricsLog:
             *before, last = read_metrics(self._path.parent)
             self._rewrite([*before, last | line])
         else:
-            _append(self._path, (json.dumps(line) + "\n").encode())
+            with writing(self._path), self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
             self._last_step = step
         self._events.write(step, values)
         self._bar.update(step - self._bar.n)
@@ -72,8 +71,10 @@ class MetricsLog:
                 sys.stdout.flush()
 
     def close(self) -> None:
-        """Ends the bar; the files are never open between two lines."""
+        """Ends the bar and the file of events."""
         self._bar.close()
+        if self._first_process:
+            self._events.close()
 
     def _rewrite(self, lines: list[dict[str, float]]) -> None:
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -84,10 +85,10 @@ class _Events:
     """A file of TensorBoard events, written at once: what fails, fails here and not in a thread."""
 
     def __init__(self, folder: pathlib.Path, *, purge_step: int):
-        self._path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._path = folder / "events"  # and time, host and first step
         with writing(folder):
             folder.mkdir(exist_ok=True)
-        self._write(Event(file_version="brain.Event:2"))
+            self._writer = EventsWriter(str(self._path), f".{purge_step}")
         # What an interrupted run has written of these steps is hidden: they will be trained again.
         self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
@@ -95,17 +96,15 @@ class _Events:
         scalars = [value for item in values.items() for value in scalar(*item).value]
         self._write(Event(step=step, summary=Summary(value=scalars)))
 
+    def close(self) -> None:
+        with writing(self._path):
+            self._writer.close()
+
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        data = event.SerializeToString()
-        length = struct.pack("<Q", len(data))
-        checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-        _append(self._path, length + next(checksums) + data + next(checksums))
-
-
-def _append(path: pathlib.Path, data: bytes) -> None:
-    with writing(path), path.open("ab") as file:
-        file.write(data)
+        with writing(self._path):
+            self._writer.write_event(event)
+            self._writer.flush()
 
 
 def _brief(values: dict[str, float]) -> str:
