@@ -229,24 +229,19 @@ def chosen(plan: str, tried: Sequence[str], seed: int) -> str:
 
 def table(plan: str) -> str:
     """Markdown: for each row that has run, mean and sample standard deviation over its seeds."""
-    columns, published = PLANS[plan].columns, PLANS[plan].published
-    lines = []
-    for name, row in PLANS[plan].rows.items():
-        files = sorted((RESULTS / plan).glob(f"{name}-[0-9]*.json"))
+    rows, columns, published = PLANS[plan].rows, PLANS[plan].columns, PLANS[plan].published
+    if any(row.tried for row in rows.values()):
+        columns = {"validation %": ("validation/accuracy", 100, 2)} | columns
+    heads = ["", "seeds", *([published] if published else []), *columns]
+    lines = [heads, ["---"] * len(heads)]
+    for name, row in rows.items():
+        files = (RESULTS / plan).glob(f"{name}-[0-9]*.json")
         files = [path for path in files if re.fullmatch(rf"{re.escape(name)}-\d+", path.stem)]
-        if not files:
-            continue
-        figures = [of_run["metrics"][-1] | of_run["eval"] for of_run in map(_of_file, files)]
-        cells = [row.label, str(len(files)), *([row.published] if published else [])]
-        if any(other.tried for other in PLANS[plan].rows.values()):
-            validation = ("validation/accuracy", 100, 2)
-            cells.append(_cell(figures, *validation))
-        cells += [_cell(figures, *column) for column in columns.values()]
-        lines.append(f"| {' | '.join(cells)} |")
-    heads = ["", "seeds", *([published] if published else [])]
-    heads += ["validation %"] if any(row.tried for row in PLANS[plan].rows.values()) else []
-    heads += columns
-    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines])
+        if files:
+            figures = [of_run["metrics"][-1] | of_run["eval"] for of_run in map(_of_file, files)]
+            cells = [row.label, str(len(files)), *([row.published] if published else [])]
+            lines.append(cells + [_cell(figures, *column) for column in columns.values()])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(figures: list[dict[str, float]], name: str, factor: float, decimals: int) -> str:
@@ -271,6 +266,10 @@ def _absolute(path: str) -> str:
     return path and os.path.abspath(os.path.expanduser(path))
 
 
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in text.split(",")]
+
+
 def main() -> None:
     """Runs a plan, or writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -281,19 +280,22 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=_absolute, default="runs/reproduce", help="folder of the workdirs"
     )
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", type=_seeds, default="0,1,2")
     parser.add_argument("--rows", default="", help="some of the plan's; by default all")
     parser.add_argument("--machine", help="in words")
     parser.add_argument("--tables", action="store_true", help="write the README's tables")
     given = parser.parse_args()
+    if not (given.plan or given.tables):
+        parser.error(f"give a plan ({', '.join(PLANS)}) or --tables")
     if given.plan:
         from benchmarks.measure import machine
 
         given.machine = given.machine or machine()
         rows = given.rows.split(",") if given.rows else list(PLANS[given.plan].rows)
         if unknown := set(rows) - set(PLANS[given.plan].rows):
-            parser.error(f"--rows: must be of {', '.join(PLANS[given.plan].rows)}, got {unknown}")
-        for row, seed in to_run(given.plan, rows, [int(seed) for seed in given.seeds.split(",")]):
+            allowed = ", ".join(PLANS[given.plan].rows)
+            parser.error(f"--rows: must be of {allowed}, got {', '.join(unknown)}")
+        for row, seed in to_run(given.plan, rows, given.seeds):
             run(given.plan, row, seed, given)
         print(table(given.plan))
     if given.tables:

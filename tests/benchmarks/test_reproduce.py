@@ -114,6 +114,14 @@ def test_tables_replace_what_lies_between_their_marks(results, tmp_path):
     assert readme.read_text() == expected
 
 
+def test_the_readmes_tables_are_those_of_the_committed_files(root, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_bytes((root / "README.md").read_bytes())
+    reproduce.write_tables(readme)
+    assert readme.read_text() == (root / "README.md").read_text()
+    assert f"<!-- {PLAN} -->\n|" in readme.read_text()
+
+
 @pytest.mark.parametrize("plan", reproduce.PLANS)
 def test_every_row_has_a_card_and_options_of_it(load_card, plan):
     for row in reproduce.PLANS[plan].rows.values():
