@@ -12,6 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from sdd_jax.evaluation.run import evaluate_workdir
+
 pytestmark = pytest.mark.slow
 
 
@@ -117,6 +119,8 @@ def test_two_processes_of_two_devices_train_the_run_of_one_and_stop_together(
     options = [
         f"--workdir={tmp_path}",
         f"--config.engine={{'name': '{engine}'}}",
+        "--config.eval_every=50 steps",
+        "--config.checkpoint_every=50 steps",
         f"--coordinator_address=127.0.0.1:{port}",
         "--num_processes=2",
     ]
@@ -139,6 +143,11 @@ def test_two_processes_of_two_devices_train_the_run_of_one_and_stop_together(
     for one, two in zip(early, metrics(tmp_path), strict=False):
         assert one["step"] == two["step"]
         np.testing.assert_allclose(one["train/loss"], two["train/loss"], rtol=1e-4)
+    of_two = metrics(tmp_path)[4]
+    of_one = evaluate_workdir(str(tmp_path), ["accuracy"], checkpoint="50")
+    assert of_two["step"] == of_one["step"] == 50
+    for name in ("eval/accuracy", "eval/nll", "eval/ece"):
+        np.testing.assert_allclose(of_two[name], of_one[name], rtol=1e-4)
 
 
 def test_sigterm_saves_and_the_same_command_resumes_on_another_number_of_devices(root, tmp_path):

@@ -8,6 +8,7 @@ counts once on any number of devices.
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -110,15 +111,18 @@ def stream(
 
 def _in_order(program, batch_size, arrays, before_batch) -> Iterator[Any]:
     pending = collections.deque()
+    own = local_shares(np.arange(batch_size))  # what this host reads, and decodes, of a batch
     for start in range(0, len(arrays[0]), batch_size):
         before_batch()
-        batch = (np.asarray(array[start : start + batch_size]) for array in arrays)
-        pending.append(program(*(local_shares(_padded(part, batch_size)) for part in batch)))
+        places = slice(start + own[0, 0], start + own[-1, -1] + 1)
+        pending.append(program(*(_divided(array[places], own.shape) for array in arrays)))
         if len(pending) == IN_FLIGHT:
             yield jax.device_get(pending.popleft())
     while pending:
         yield jax.device_get(pending.popleft())
 
 
-def _padded(batch: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
+def _divided(part: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The part of an array that a host reads, padded, by device: ``[*shape, ...]``."""
+    padding = [(0, math.prod(shape) - len(part))] + [(0, 0)] * (part.ndim - 1)
+    return np.pad(part, padding).reshape(*shape, *part.shape[1:])

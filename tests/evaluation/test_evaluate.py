@@ -99,6 +99,37 @@ def test_a_function_of_a_network_is_compiled_once_for_all_evaluations_of_it():
     assert compiled(logits, other) is not compiled(logits, evaluation.network)
 
 
+def test_a_host_reads_its_own_part_of_every_batch_alone(monkeypatch):
+    """Two hosts of two devices, 19 images in batches of 8: each image is read by one of them."""
+    images = np.arange(19 * 3).reshape(19, 3)
+    read = {0: [], 1: []}
+
+    class Recorded(np.ndarray):
+        def __getitem__(self, index):
+            part = np.asarray(self)[index]
+            read[jax.process_index()] += part[:, 0].tolist()
+            return part
+
+    def shares_of(host):
+        shares = []
+        monkeypatch.setattr(jax, "device_count", lambda: 4)
+        monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda: host)
+
+        def program(share):
+            shares.append(share)
+            return np.zeros(8)
+
+        stream(program, 8, images.view(Recorded))
+        return np.stack(shares)
+
+    whole = np.concatenate([shares_of(0), shares_of(1)], axis=1).reshape(24, 3)
+    np.testing.assert_array_equal(whole[:19], images)
+    assert not whole[19:].any()
+    assert sorted(read[0] + read[1]) == images[:, 0].tolist()
+    assert read[1] == [3 * i for i in (4, 5, 6, 7, 12, 13, 14, 15)]
+
+
 def test_few_batches_are_in_flight_at_a_time():
     started, most, fetched = [], [], []
 
