@@ -82,10 +82,7 @@ class Plan:
     published: str = ""
 
 
-EVALUATION = (
-    "--checks=accuracy,calibration,ood,adversarial,corruption",
-    "--config.eval.epsilons=(1.0, 2.0, 4.0)",
-)
+CHECKS = "--checks=accuracy,calibration,ood,adversarial,corruption"
 CIFAR100 = {
     "ce": ("CE", "resnet18.py:ce", "74.8 ± 0.3"),
     "sd_dropout": ("SD-Dropout", "resnet18.py", "76.8 ± 0.3"),
@@ -120,7 +117,7 @@ PLANS = {
             for name, (label, card, published) in CIFAR100.items()
         },
         columns=COLUMNS,
-        evaluation=EVALUATION,
+        evaluation=(CHECKS, "--config.eval.epsilons=(1.0, 2.0, 4.0)"),
         ood=("cifar10", "mnist"),
         published="accuracy in the authors' logs, %",
     ),
@@ -136,7 +133,7 @@ PLANS = {
             for weight in ("0.02", "0.1", "1.0")
         },
         columns=COLUMNS,
-        evaluation=(*EVALUATION, "--config.eval.max_images=1000"),
+        evaluation=(CHECKS, "--config.eval.epsilons=(2.0,)", "--config.eval.max_images=1000"),
         ood=("cifar10", "mnist"),
     ),
     "distillation": Plan(
