@@ -27,10 +27,13 @@ from benchmarks.collect import collect, dump
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-COLUMNS = {  # heading: figure, factor, decimals
+FIGURES = {  # heading: figure, factor, decimals
+    "validation %": ("validation/accuracy", 100, 2),
     "accuracy %": ("eval/accuracy", 100, 2),
     "NLL": ("eval/nll", 1, 3),
     "ECE %": ("eval/ece", 100, 1),
+    "NLL, scaled": ("eval/calibration/scaled/nll", 1, 3),
+    "ECE %, scaled": ("eval/calibration/scaled/ece", 100, 1),
     "AUROC %, ODIN, CIFAR-10": ("eval/ood/cifar10/odin/auroc", 100, 1),
     "AUROC %, ODIN, MNIST": ("eval/ood/mnist/odin/auroc", 100, 1),
     "FGSM 2/255, accuracy %": ("eval/adversarial/fgsm/2/accuracy", 100, 1),
@@ -47,7 +50,7 @@ class Row:
     """A recipe.
 
     Attributes:
-      label: in the table.
+      label: at the head of its column.
       card: and its argument.
       published: the figure to compare with, in words.
       options: further arguments of ``train.py``.
@@ -69,14 +72,14 @@ class Plan:
 
     Attributes:
       rows: by the name of their files.
-      columns: as ``COLUMNS``.
+      figures: as ``FIGURES``; those of which no run has the figure are left out.
       evaluation: arguments of ``eval.py``.
       ood: the data sets of its check of that name.
       published: what the figures to compare with are.
     """
 
     rows: dict[str, Row]
-    columns: dict[str, tuple[str, float, int]]
+    figures: dict[str, tuple[str, float, int]]
     evaluation: tuple[str, ...]
     ood: tuple[str, ...] = ()
     published: str = ""
@@ -116,7 +119,7 @@ PLANS = {
             )
             for name, (label, card, published) in CIFAR100.items()
         },
-        columns=COLUMNS,
+        figures=FIGURES,
         evaluation=(CHECKS, "--config.eval.epsilons=(1.0, 2.0, 4.0)"),
         ood=("cifar10", "mnist"),
         published="accuracy in the authors' logs, %",
@@ -132,7 +135,7 @@ PLANS = {
             )
             for weight in ("0.02", "0.1", "1.0")
         },
-        columns=COLUMNS,
+        figures=FIGURES,
         evaluation=(CHECKS, "--config.eval.epsilons=(2.0,)", "--config.eval.max_images=1000"),
         ood=("cifar10", "mnist"),
     ),
@@ -141,7 +144,7 @@ PLANS = {
             name: Row(label, f"configs/distill_{card}", published, teacher=f"configs/{card}")
             for name, (label, card, published) in DISTILLED.items()
         },
-        columns=THREE_WAYS,
+        figures=THREE_WAYS,
         evaluation=("--checks=distillation",),
         published="the paper's errors, %",
     ),
@@ -225,24 +228,29 @@ def chosen(plan: str, tried: Sequence[str], seed: int) -> str:
 
 
 def table(plan: str) -> str:
-    """Markdown: for each row that has run, mean and sample standard deviation over its seeds."""
-    rows, columns, published = PLANS[plan].rows, PLANS[plan].columns, PLANS[plan].published
-    if any(row.tried for row in rows.values()):
-        columns = {"validation %": ("validation/accuracy", 100, 2)} | columns
-    heads = ["", "seeds", *([published] if published else []), *columns]
-    lines = [heads, ["---"] * len(heads)]
-    for name, row in rows.items():
+    """Markdown: for each recipe that has run, mean and sample standard deviation over its seeds."""
+    of_rows = {}
+    for name, row in PLANS[plan].rows.items():
         files = (RESULTS / plan).glob(f"{name}-[0-9]*.json")
         files = [path for path in files if re.fullmatch(rf"{re.escape(name)}-\d+", path.stem)]
         if files:
-            figures = [of_run["metrics"][-1] | of_run["eval"] for of_run in map(_of_file, files)]
-            cells = [row.label, str(len(files)), *([row.published] if published else [])]
-            lines.append(cells + [_cell(figures, *column) for column in columns.values()])
+            runs = map(_of_file, files)
+            of_rows[row] = [of_run["metrics"][-1] | of_run["eval"] for of_run in runs]
+    lines = [
+        ["", *(row.label for row in of_rows)],
+        ["---"] * (1 + len(of_rows)),
+        ["seeds", *(str(len(runs)) for runs in of_rows.values())],
+    ]
+    if PLANS[plan].published:
+        lines.append([PLANS[plan].published, *(row.published for row in of_rows)])
+    for heading, figure in PLANS[plan].figures.items():
+        cells = [_cell(runs, *figure) for runs in of_rows.values()]
+        lines += [[heading, *cells]] if any(cells) else []
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(figures: list[dict[str, float]], name: str, factor: float, decimals: int) -> str:
-    values = [factor * of_run[name] for of_run in figures if of_run.get(name) is not None]
+def _cell(runs: list[dict[str, float]], name: str, factor: float, decimals: int) -> str:
+    values = [factor * of_run[name] for of_run in runs if of_run.get(name) is not None]
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.{decimals}f}" if values[1:] else ""

@@ -17,9 +17,9 @@ def results(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     (tmp_path / PLAN).mkdir()
 
-    def write(row, seed, *, accuracy, validation=0.2):
+    def write(row, seed, *, accuracy, validation=0.2, ece=None):
         line = {"eval/accuracy": accuracy, "validation/accuracy": validation, "eval/nll": 2.5}
-        of_run = {"metrics": [line], "eval": {"eval/ece": None, "eval/ood/mnist/odin/auroc": 0.75}}
+        of_run = {"metrics": [line], "eval": {"eval/ece": ece, "eval/ood/mnist/odin/auroc": 0.75}}
         path = tmp_path / PLAN / f"{row}-{seed}.json"
         path.write_text(json.dumps({"runs": {f"{row}-{seed}": of_run}}))
 
@@ -39,7 +39,7 @@ def tiny_plan(tmp_path, monkeypatch):
     options = ("--config.duration=2 steps", "--config.model.width=8")
     plan = reproduce.Plan(
         rows={"mlp": reproduce.Row("MLP", "configs/digits.py:ce", options=options)},
-        columns={"accuracy": ("eval/accuracy", 1, 4)},
+        figures={"accuracy": ("eval/accuracy", 1, 4)},
         evaluation=("--checks=accuracy,ood",),
         ood=("others",),
     )
@@ -76,22 +76,24 @@ def test_a_run_that_fails_ends_the_plan_with_its_status(tiny_plan, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_row_has_mean_and_sample_standard_deviation_of_its_own_seeds(results):
+def test_a_recipe_has_mean_and_sample_standard_deviation_of_its_own_seeds(results):
     accuracies = [0.301, 0.312, 0.287]
     for seed, accuracy in enumerate(accuracies):
         results("sd_dropout-0.1", seed, accuracy=accuracy)
-    results("ce", 0, accuracy=0.25)
-    head, _, *rows = reproduce.table(PLAN).splitlines()
-    cells = {row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:-1]] for row in rows}
-    assert list(cells) == ["CE", "SD-Dropout, weight 0.1"]
-    headings = [c.strip() for c in head.split("|")[2:-1]]
-    named = dict(zip(headings, cells["SD-Dropout, weight 0.1"], strict=True))
-    assert named["seeds"] == "3"
+    results("ce", 0, accuracy=0.25, ece=0.1)
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in reproduce.table(PLAN).splitlines()
+    ]
+    assert lines[0] == ["", "CE", "SD-Dropout, weight 0.1"]
+    ce, chosen = ({line[0]: line[column] for line in lines} for column in (1, 2))
     percent = 100 * np.array(accuracies)
-    assert named["accuracy %"] == f"{percent.mean():.2f} ± {percent.std(ddof=1):.2f}"
-    assert named["ECE %"] == ""  # null in the files
-    assert named["AUROC %, ODIN, MNIST"] == "75.0 ± 0.0"
-    assert cells["CE"][:3] == ["1", "20.00", "25.00"]
+    assert (ce["seeds"], chosen["seeds"]) == ("1", "3")
+    assert chosen["accuracy %"] == f"{percent.mean():.2f} ± {percent.std(ddof=1):.2f}"
+    assert ce["accuracy %"] == "25.00"
+    assert chosen["AUROC %, ODIN, MNIST"] == "75.0 ± 0.0"
+    assert (ce["ECE %"], chosen["ECE %"]) == ("10.0", "")  # null in the files
+    assert "FGSM 2/255, accuracy %" not in ce  # no run has it
 
 
 def test_the_value_with_the_best_validation_goes_on_with_the_other_seeds(results):
