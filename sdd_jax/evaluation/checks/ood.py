@@ -188,4 +188,5 @@ def _draw_roc(axes, data) -> None:
     axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes.set_xlabel("other images accepted (%)")
     axes.set_ylabel("own images accepted (%)")
-    axes.legend(frameon=False, loc="lower right", title="AUROC, %")
+    free = "lower right" if np.mean(list(areas.values())) >= 0.5 else "upper left"
+    axes.legend(frameon=False, loc=free, title="AUROC, %")
