@@ -26,14 +26,12 @@ def to_devices(shares: Any) -> Any:
     return jax.device_put(shares, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def local_shares(array: np.ndarray, *, axis: int = 0) -> np.ndarray:
-    """Of an array for all devices, the shares of this host's: ``[local devices, ...]``.
+def local_places(batch_size: int) -> np.ndarray:
+    """Which of a global batch this host hands in: int32 ``[local devices, B on a device]``, a range.
 
     Args:
-      array: host array, whose ``axis`` is the global batch.
-      axis: the axis to divide; its size is a multiple of the number of devices.
+      batch_size: of all devices together, a multiple of their number.
     """
-    shape = (*array.shape[:axis], jax.device_count(), -1, *array.shape[axis + 1 :])
-    by_device = np.moveaxis(array.reshape(shape), axis, 0)
+    by_device = np.arange(batch_size, dtype=np.int32).reshape(jax.device_count(), -1)
     first = jax.process_index() * jax.local_device_count()
-    return np.ascontiguousarray(by_device[first : first + jax.local_device_count()])
+    return by_device[first : first + jax.local_device_count()]

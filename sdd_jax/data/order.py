@@ -3,7 +3,7 @@
 import numpy as np
 
 from sdd_jax.data.samplers import samplers
-from sdd_jax.parallel import local_shares
+from sdd_jax.parallel import local_places
 
 
 class Order:
@@ -24,7 +24,7 @@ class Order:
         self._labels, self._batch_size, self._seed = labels, batch_size, seed
         self._sampler = samplers.get(sampler)
         self._epochs: dict[int, np.ndarray] = {}
-        self.position = local_shares(np.arange(batch_size, dtype=np.int32))
+        self.position = local_places(batch_size)
         self.steps_per_epoch = len(self._epoch(0))
 
     def index(self, step: int) -> np.ndarray:

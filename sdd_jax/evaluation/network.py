@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from sdd_jax.data import augment
-from sdd_jax.parallel import AXIS, local_shares
+from sdd_jax.parallel import AXIS, local_places
 
 IN_FLIGHT = 2  # batches on the devices at a time: one that runs, one that waits
 
@@ -111,7 +111,7 @@ def stream(
 
 def _in_order(program, batch_size, arrays, before_batch) -> Iterator[Any]:
     pending = collections.deque()
-    own = local_shares(np.arange(batch_size))  # what this host reads, and decodes, of a batch
+    own = local_places(batch_size)  # what this host reads, and decodes, of a batch
     for start in range(0, len(arrays[0]), batch_size):
         before_batch()
         places = slice(start + own[0, 0], start + own[-1, -1] + 1)
