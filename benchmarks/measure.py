@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import platform
+import runpy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("sdd_jax", "jax", "jaxlib", "flax", "torch")
 
 
@@ -126,6 +128,13 @@ def random_images(
         arrays[f"{split}_labels"] = np.arange(number) % classes
     np.savez(path, **arrays)
     return f"npz:{path}"
+
+
+def load_card(card: str) -> Any:
+    """The config of a recipe card, ``configs/cifar100_resnet18.py:ce``."""
+    path, _, argument = card.partition(":")
+    module = runpy.run_path(str(ROOT / path))
+    return module["get_config"](*filter(None, [argument]))
 
 
 def run_config(

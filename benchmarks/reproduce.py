@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import re
-import runpy
 import statistics
 import subprocess
 import sys
@@ -24,9 +23,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.collect import collect, dump
+from benchmarks.measure import RESULTS, ROOT, load_card, machine
 
-ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = {  # heading: figure, factor, decimals
     "validation %": ("validation/accuracy", 100, 2),
     "accuracy %": ("eval/accuracy", 100, 2),
@@ -164,8 +162,8 @@ def run(plan: str, row: str, seed: int, given: argparse.Namespace) -> dict[str, 
         teacher = workdir.with_name(f"teacher-seed{seed}")
         options = [f"--config.seed={seed}", *recipe.options]
         data = [f"--config.dataset.data_dir={given.data_dir}"]
-        named = f"--config.dataset.name={_source(_data_set(recipe.card), given.data_dir)}"
-        train = [*options, *data, named]
+        source = _source(load_card(recipe.card).dataset.name, given.data_dir)
+        train = [*options, *data, f"--config.dataset.name={source}"]
         if recipe.teacher:
             _call("train.py", f"--config={recipe.teacher}", *train, f"--workdir={teacher}")
             train.append(f"--config.teacher={teacher}")
@@ -182,12 +180,6 @@ def run(plan: str, row: str, seed: int, given: argparse.Namespace) -> dict[str, 
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(dump(result))
     return _of_file(output)
-
-
-def _data_set(card: str) -> str:
-    path, _, argument = card.partition(":")
-    config = runpy.run_path(str(ROOT / path))["get_config"](*filter(None, [argument]))
-    return config.dataset.name
 
 
 def _source(data_set: str, folder: str) -> str:
@@ -293,8 +285,6 @@ def main() -> None:
     if not (given.plan or given.tables):
         parser.error(f"give a plan ({', '.join(PLANS)}) or --tables")
     if given.plan:
-        from benchmarks.measure import machine
-
         given.machine = given.machine or machine()
         rows = given.rows.split(",") if given.rows else list(PLANS[given.plan].rows)
         if unknown := set(rows) - set(PLANS[given.plan].rows):

@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import runpy
 
 import jax
 import numpy as np
@@ -19,18 +18,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 def root() -> pathlib.Path:
     """The checkout, with train.py, eval.py and configs."""
     return ROOT
-
-
-@pytest.fixture(scope="session")
-def load_card():
-    """``load_card("cifar100_resnet18.py:ce")``: the config of a card in configs."""
-
-    def load_card(card):
-        path, _, argument = card.partition(":")
-        module = runpy.run_path(str(ROOT / "configs" / path))
-        return module["get_config"](*filter(None, [argument]))
-
-    return load_card
 
 
 @pytest.fixture

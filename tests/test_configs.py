@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from benchmarks.measure import load_card
 from sdd_jax import config as base
 from sdd_jax import models
 from sdd_jax.errors import InputError
 
 
-def test_every_card_is_complete_and_says_where_it_comes_from(root, load_card):
+def test_every_card_is_complete_and_says_where_it_comes_from(root):
     cards = sorted(root.glob("configs/*.py"))
     assert len(cards) >= 3
     for card in cards:
-        config = base.complete(load_card(card.name))
+        config = base.complete(load_card(f"configs/{card.name}"))
         models.build(config.model, num_classes=10)
         text = card.read_text()
         assert "Paper " in text, card
@@ -23,8 +24,8 @@ def test_every_card_is_complete_and_says_where_it_comes_from(root, load_card):
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_the_papers_cifar_recipe(load_card, dataset):
-    config = load_card(f"{dataset}_resnet18.py")
+def test_the_papers_cifar_recipe(dataset):
+    config = load_card(f"configs/{dataset}_resnet18.py")
     assert config.dataset.name == dataset
     assert (config.augment.pad, config.augment.flip) == (4, True)
     assert config.optimizer.to_dict() == {
@@ -46,10 +47,8 @@ def test_the_papers_cifar_recipe(load_card, dataset):
         ("imagenet_resnet152.py", "imagenet2012", 256, (30, 60), "90 epochs"),
     ],
 )
-def test_the_papers_recipes_at_224_pixels(
-    load_card, card, dataset, batch_size, milestones, duration
-):
-    config = load_card(card)
+def test_the_papers_recipes_at_224_pixels(card, dataset, batch_size, milestones, duration):
+    config = load_card(f"configs/{card}")
     assert (config.dataset.name, config.dataset.image_size) == (dataset, 224)
     assert config.dataset.mean == (0.485, 0.456, 0.406)
     assert config.dataset.std == (0.229, 0.224, 0.225)
@@ -62,17 +61,17 @@ def test_the_papers_recipes_at_224_pixels(
     assert (config.model.stem, config.model.width) == ("imagenet", 64)
     assert config.model.name == card.removesuffix(".py").rpartition("_")[2]
     assert config.sd_dropout.weight == 1
-    assert load_card(f"{card}:ce").sd_dropout.weight == 0
-    small = load_card(f"{card}:ce,runlocal")
+    assert load_card(f"configs/{card}:ce").sd_dropout.weight == 0
+    small = load_card(f"configs/{card}:ce,runlocal")
     assert (small.model.width, small.dataset.image_size) == (16, 64)
 
 
-def test_arguments_of_a_card_choose_the_objective_and_the_scale(load_card):
-    config = load_card("cifar100_resnet18.py:ce,runlocal")
+def test_arguments_of_a_card_choose_the_objective_and_the_scale():
+    config = load_card("configs/cifar100_resnet18.py:ce,runlocal")
     assert config.sd_dropout.weight == 0
     assert config.model.width == 16
     with pytest.raises(InputError, match="must be of sd_dropout, ce, runlocal, got 'nope'"):
-        load_card("cifar100_resnet18.py:nope")
+        load_card("configs/cifar100_resnet18.py:nope")
 
 
 def test_another_entry_replaces_the_whole_section():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import reproduce
+from benchmarks.measure import load_card
 
 PLAN = "cifar100-50-per-class"
 
@@ -125,10 +126,10 @@ def test_the_readmes_tables_are_those_of_the_committed_files(root, tmp_path):
 
 
 @pytest.mark.parametrize("plan", reproduce.PLANS)
-def test_every_row_has_a_card_and_options_of_it(load_card, plan):
+def test_every_row_has_a_card_and_options_of_it(plan):
     for row in reproduce.PLANS[plan].rows.values():
         for card in filter(None, (row.card, row.teacher)):
-            config = load_card(card.removeprefix("configs/"))
+            config = load_card(card)
             for option in row.options:
                 field = option.removeprefix("--config.").partition("=")[0]
                 assert field in dict(_fields(config.to_dict()))
