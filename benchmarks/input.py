@@ -20,7 +20,6 @@ import numpy as np
 
 from benchmarks.measure import (
     cores,
-    machine,
     parser,
     random_images,
     ratio,
@@ -152,7 +151,7 @@ def main() -> None:
         f"python -m benchmarks.input --batch {given.batch} --streamed-batch {given.streamed_batch} "
         f"--workers {given.workers} --rounds {given.rounds}",
         "Seconds of a training step of ResNet-18 over those in which an engine makes its batch "
-        f"({machine()}): resident, 32x32; streamed, JPEGs of 427x640 cropped to 224x224",
+        f"({given.machine}): resident, 32x32; streamed, JPEGs of 427x640 cropped to 224x224",
         **found,
     )
 

@@ -12,6 +12,8 @@ import pathlib
 import platform
 import runpy
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -105,11 +107,17 @@ def write(given: argparse.Namespace, name: str, command: str, what: str, **found
 
 
 def machine() -> str:
-    """The device in words."""
-    import jax
+    """The device in words.
 
-    device = jax.devices()[0]
-    return device.device_kind if device.platform != "cpu" else f"{cores()} CPU cores"
+    It is asked for in a process of its own: one that has looked at a TPU, or holds a GPU's memory, keeps
+    it from the processes that a benchmark starts.
+    """
+    code = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)"
+    asked = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
+    )
+    platform_name, _, kind = asked.stdout.splitlines()[-1].partition(" ")
+    return kind if platform_name != "cpu" else f"{cores()} CPU cores"
 
 
 def cores() -> int:
