@@ -1,9 +1,9 @@
-"""Gathers what runs logged into one result file, without the paths of the machine they ran on.
+"""Collects the logs and evaluations of runs in one result file, without paths of the machine.
 
     python benchmarks/collect.py RESULT.json --what=TEXT --machine=TEXT --run NAME WORKDIR COMMAND ...
 
-``--run`` may be repeated: a name for the run, its workdir, and the command that made it. ``--last``
-keeps the last line of each log alone.
+``--run`` takes a name for the run, its workdir and the command that made it, and may be repeated.
+``--last`` keeps only the last line of each log.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def collect(workdir: pathlib.Path, command: str, *, last: bool) -> dict[str, Any]:
-    """Versions, commit and all figures of a run."""
+    """Reads the versions, the commit and all metrics of a run."""
     record = json.loads((workdir / "config.json").read_text())
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     run = {
@@ -27,16 +27,13 @@ def collect(workdir: pathlib.Path, command: str, *, last: bool) -> dict[str, Any
     return run
 
 
-def dump(result: dict[str, Any]) -> str:
-    """JSON with one line for each line of a log."""
-    metrics = {}
-    for name, run in result["runs"].items():
-        metrics[f"<{name}>"] = run["metrics"]
-        run["metrics"] = f"<{name}>"
-    text = json.dumps(result, indent=2)
-    for mark, lines in metrics.items():
-        rows = ",\n".join(f"        {json.dumps(line)}" for line in lines)
-        text = text.replace(f'"metrics": {json.dumps(mark)}', f'"metrics": [\n{rows}\n      ]')
+def dump(what: str, machine: str, runs: dict[str, dict[str, Any]]) -> str:
+    """Formats a result file: JSON in which each line of a log is one line."""
+    placeholders = {name: run | {"metrics": f"<{name}>"} for name, run in runs.items()}
+    text = json.dumps({"what": what, "machine": machine, "runs": placeholders}, indent=2)
+    for name, run in runs.items():
+        rows = ",\n".join(f"        {json.dumps(line)}" for line in run["metrics"])
+        text = text.replace(f'"metrics": "<{name}>"', f'"metrics": [\n{rows}\n      ]')
     return text + "\n"
 
 
@@ -44,16 +41,18 @@ def main() -> None:
     """Writes the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=pathlib.Path)
-    parser.add_argument("--what", required=True)
-    parser.add_argument("--machine", required=True)
-    parser.add_argument("--last", action="store_true")
-    parser.add_argument("--run", nargs=3, action="append", required=True)
-    given = parser.parse_args()
+    parser.add_argument("--what", required=True, help="description of the runs")
+    parser.add_argument("--machine", required=True, help="description of the machine")
+    parser.add_argument("--last", action="store_true", help="only the last line of each log")
+    parser.add_argument(
+        "--run", nargs=3, action="append", required=True, metavar=("NAME", "WORKDIR", "COMMAND")
+    )
+    args = parser.parse_args()
     runs = {
-        name: collect(pathlib.Path(path), command, last=given.last)
-        for name, path, command in given.run
+        name: collect(pathlib.Path(workdir), command, last=args.last)
+        for name, workdir, command in args.run
     }
-    given.output.write_text(dump({"what": given.what, "machine": given.machine, "runs": runs}))
+    args.output.write_text(dump(args.what, args.machine, runs))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Whether the data engines keep a training step fed.
+"""Time of a training step over the time in which a data engine supplies its batch.
 
     python -m benchmarks.input [--batch 128 --streamed-batch 32 --rounds 5]
 
-The resident engine: seconds of a training step of ResNet-18 (CIFAR form, 32x32) over those in which its
-batch is gathered. The streamed engine: seconds of a step in ImageNet's form over those in which one
-worker decodes photographs, crops and resizes them to 224x224; and a step that waits for the engine over
-one whose batch is there.
+Resident engine: a step of ResNet-18 (CIFAR form, 32x32) over the gathering of its batch on the device.
+Streamed engine: a step in ImageNet's form over the time in which one worker decodes photographs, crops
+them and resizes them to 224x224; and a step that waits for the engine over one whose batch is in memory.
 """
 
+import argparse
 import io
 import math
 import pathlib
@@ -34,46 +34,39 @@ from benchmarks.measure import (
 SIZE, CLASSES = 224, 100
 
 
-def config(data: str, batch: int, **dataset: Any) -> Any:
-    """A run of plain cross-entropy on ResNet-18."""
-    stem = "imagenet" if dataset else "cifar"
-    made = run_config(data, "resnet18", batch=batch, stem=stem)
-    made.dataset.update(dataset)
-    return made
-
-
-def resident(given: Any, folder: pathlib.Path) -> dict[str, Any]:
-    """Batches of a data set on the device, against the step that takes them."""
+def resident(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """Measures a data set in device memory."""
+    from sdd_jax.devices import replicate
     from sdd_jax.experiment import load_experiment
-    from sdd_jax.parallel import replicate
 
-    run = config(random_images(folder / "small.npz", train=5000), given.batch)
-    engine = load_experiment(run).engine
-    held = replicate(engine.resident)
+    data = random_images(folder / "small.npz", train=5000)
+    config = run_config(data, "resnet18", batch=args.batch, stem="cifar")
+    engine = load_experiment(config).engine
+    on_device = replicate(engine.resident)
     gather = jax.pmap(engine.gather, in_axes=(None, 0))
-    batches = 20
+    num_batches = 20
 
-    def gathered() -> float:
-        def all_batches():
-            results = []
-            for i in range(batches):
-                inputs = jax.tree.map(lambda x: x[:, 0], engine.inputs(i, i + 1))
-                results.append(gather(held, inputs))
-            return results
+    def gather_all() -> list[Any]:
+        batches = []
+        for step in range(num_batches):
+            inputs = jax.tree.map(lambda x: x[:, 0], engine.inputs(step, step + 1))
+            batches.append(gather(on_device, inputs))
+        return batches
 
-        return seconds(all_batches) / batches
-
-    taken = take_turns({"step": training_step(run), "engine": gathered}, given.rounds)
+    timings = take_turns(
+        {"step": training_step(config), "engine": lambda: seconds(gather_all) / num_batches},
+        args.rounds,
+    )
     return {
-        "batch": given.batch,
-        "step_over_engine": ratio(taken["step"], taken["engine"]),
-        "step_seconds": summary(taken["step"]),
-        "engine_seconds": summary(taken["engine"]),
+        "batch": args.batch,
+        "step_over_engine": ratio(timings["step"], timings["engine"]),
+        "step_seconds": summary(timings["step"]),
+        "engine_seconds": summary(timings["engine"]),
     }
 
 
 def photographs() -> tuple[list[bytes], np.ndarray]:
-    """scikit-learn's two photographs, 427x640, as JPEG files, many times; and labels."""
+    """scikit-learn's two photographs of 427x640 as JPEG files, 512 times each, and labels."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -85,74 +78,77 @@ def photographs() -> tuple[list[bytes], np.ndarray]:
     return files * 512, np.arange(1024) % CLASSES
 
 
-def streamed(given: Any, folder: pathlib.Path) -> dict[str, Any]:
-    """Batches decoded and cropped by threads, against the step that takes them."""
+def streamed(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """Measures photographs that threads decode and crop."""
     from sdd_jax.data import Split
     from sdd_jax.data.engines import engines
-    from sdd_jax.data.stored import StoredImages
+    from sdd_jax.data.lazy_images import LazyImages
 
     files, labels = photographs()
-    split = Split(StoredImages(files, SIZE, "photographs"), labels.astype(np.int32))
+    split = Split(LazyImages(files, SIZE, "photographs"), labels.astype(np.int32))
+    data = random_images(folder / "large.npz", size=SIZE, train=CLASSES)
+
+    def config(image_size: int = 0) -> Any:
+        """A run on images in memory, or cropped from encoded ones."""
+        result = run_config(data, "resnet18", batch=args.streamed_batch, stem="imagenet")
+        result.dataset.mean, result.dataset.std = (0.5,) * 3, (0.25,) * 3
+        result.dataset.image_size = image_size
+        return result
 
     def engine(workers: int) -> Any:
         options = {"name": "streamed", "workers": workers}
-        order = {"batch_size": given.streamed_batch, "sampler": "uniform", "seed": 0}
+        order = {"batch_size": args.streamed_batch, "sampler": "uniform", "seed": 0}
         return engines.build(options, split=split, **order)
 
     def one_worker() -> float:
-        batches, made = 8, engine(1)
-        made.inputs(0, 1)  # from now on it works without a pause
+        num_batches, worker = 8, engine(1)
+        worker.inputs(0, 1)  # the worker is busy from here on
         start = time.perf_counter()
-        for i in range(1, 1 + batches):
-            jax.block_until_ready(made.inputs(i, i + 1))
-        taken = time.perf_counter() - start
-        made.close()
-        return taken / batches
+        for step in range(1, 1 + num_batches):
+            jax.block_until_ready(worker.inputs(step, step + 1))
+        elapsed = time.perf_counter() - start
+        worker.close()
+        return elapsed / num_batches
 
-    data = random_images(folder / "large.npz", size=SIZE, train=CLASSES)
-    normalisation = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    run = config(data, given.streamed_batch, image_size=SIZE, **normalisation)
-    run.engine = {"name": "streamed", "workers": given.workers}
-    at_hand = config(data, given.streamed_batch, **normalisation)
-    step = training_step(at_hand)
-    alone = take_turns({"step": step, "engine": one_worker}, given.rounds)
-    fed = take_turns(
-        {"streamed": training_step(run, engine(given.workers)), "at_hand": step}, given.rounds
-    )
-    of_worker = ratio(alone["step"], alone["engine"])
+    step = training_step(config())
+    alone = take_turns({"step": step, "engine": one_worker}, args.rounds)
+    waiting_config = config(SIZE)
+    waiting_config.engine = {"name": "streamed", "workers": args.workers}
+    waiting = training_step(waiting_config, engine(args.workers))
+    together = take_turns({"waiting": waiting, "in_memory": step}, args.rounds)
+    step_over_worker = ratio(alone["step"], alone["engine"])
+    worker_seconds = summary(alone["engine"])
     return {
-        "batch": given.streamed_batch,
-        "step_over_one_worker": of_worker,
-        "workers_that_keep_it_fed": math.ceil(1 / of_worker["median"]),
+        "batch": args.streamed_batch,
+        "step_over_one_worker": step_over_worker,
+        "workers_that_keep_it_fed": math.ceil(1 / step_over_worker["median"]),
         "step_seconds": summary(alone["step"]),
-        "one_worker_seconds": summary(alone["engine"]),
-        "one_worker_images_per_second": round(
-            given.streamed_batch / summary(alone["engine"])["median"]
-        ),
-        "workers": given.workers,
-        "streamed_step_over_one_with_its_batch": ratio(fed["streamed"], fed["at_hand"]),
+        "one_worker_seconds": worker_seconds,
+        "one_worker_images_per_second": round(args.streamed_batch / worker_seconds["median"]),
+        "workers": args.workers,
+        "streamed_step_over_one_with_its_batch": ratio(together["waiting"], together["in_memory"]),
     }
 
 
 def main() -> None:
     """Measures, prints and writes the result file."""
     defaults = {"batch": 128, "streamed_batch": 32, "workers": cores(), "rounds": 5}
-    given = parser(__doc__, **defaults).parse_args()
+    args = parser(__doc__, **defaults).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = {
-            "resident": resident(given, pathlib.Path(folder)),
-            "streamed": streamed(given, pathlib.Path(folder)),
+        results = {
+            "resident": resident(args, pathlib.Path(folder)),
+            "streamed": streamed(args, pathlib.Path(folder)),
         }
-    for name, figures in found.items():
+    for name, figures in results.items():
         print(name, figures)
     write(
-        given,
+        args,
         f"input-{jax.default_backend()}",
-        f"python -m benchmarks.input --batch {given.batch} --streamed-batch {given.streamed_batch} "
-        f"--workers {given.workers} --rounds {given.rounds}",
-        "Seconds of a training step of ResNet-18 over those in which an engine makes its batch "
-        f"({given.machine}): resident, 32x32; streamed, JPEGs of 427x640 cropped to 224x224",
-        **found,
+        f"python -m benchmarks.input --batch {args.batch} --streamed-batch {args.streamed_batch} "
+        f"--workers {args.workers} --rounds {args.rounds}",
+        "Seconds of a training step of ResNet-18 over those in which an engine supplies its batch "
+        f"({args.machine}): resident, 32x32; streamed, JPEGs of 427x640 cropped to 224x224",
+        **results,
     )
 
 

@@ -1,13 +1,13 @@
-"""Time and memory of the losses over chunks of classes, beside the plain ones that hold all logits.
+"""Time and memory of the losses that work on chunks of classes, over the plain ones with all logits.
 
     python -m benchmarks.large_vocabulary [--batch 512 --features 1024 --classes 131072 --rounds 5]
 
-For SD-Dropout and the cross-entropy, in float32: the loss and its gradients by features, kernel and bias
-by both ways. Ratios are chunked over plain: below 1, the chunks are better. Memory is what the compiled
-program asks for beside its arguments and results; ``--rounds 0`` computes nothing and tells that alone.
+SD-Dropout and the cross-entropy in float32: the loss and its gradients with respect to features, kernel
+and bias. Below 1, chunks are better. Memory is what the compiled program requests in addition to its
+arguments and results; with ``--rounds 0`` only memory is reported, and nothing is computed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,9 @@ import jax.numpy as jnp
 import sdd_jax
 from benchmarks.measure import parser, ratio, seconds, summary, take_turns, write
 
-WAYS = ("chunked", "plain")
-
 
 def losses(chunk_size: int) -> dict[str, dict[str, Callable]]:
-    """Of each loss the two ways, functions of ``(features, kernel, bias), key, labels``."""
+    """Both forms of each loss, ``((features, kernel, bias), key, labels) -> [B]``."""
 
     def plain_sd_dropout(parameters, key, labels):
         features, kernel, bias = parameters
@@ -38,8 +36,8 @@ def losses(chunk_size: int) -> dict[str, dict[str, Callable]]:
         return sdd_jax.linear_cross_entropy(*parameters, labels, chunk_size=chunk_size)
 
     return {
-        "sd_dropout": {"plain": plain_sd_dropout, "chunked": chunked_sd_dropout},
-        "cross_entropy": {"plain": plain_cross_entropy, "chunked": chunked_cross_entropy},
+        "sd_dropout": {"chunked": chunked_sd_dropout, "plain": plain_sd_dropout},
+        "cross_entropy": {"chunked": chunked_cross_entropy, "plain": plain_cross_entropy},
     }
 
 
@@ -52,68 +50,64 @@ def inputs(batch: int, features: int, classes: int) -> tuple[Any, jax.Array, jax
     return parameters, jax.random.key(1), jax.random.randint(y, batch, 0, classes)
 
 
-def compare(ways: dict[str, Callable], arrays: Any, rounds: int) -> dict[str, Any]:
-    """Measures both ways of one loss."""
+def compare(forms: Mapping[str, Callable], arrays: Any, rounds: int) -> dict[str, Any]:
+    """Measures both forms of one loss; without rounds, only their memory."""
 
     def compile(loss):
-        def mean(*given):
-            of_examples = loss(*given)
-            return jnp.mean(of_examples), of_examples
+        def mean(*args):
+            per_example = loss(*args)
+            return jnp.mean(per_example), per_example
 
         return jax.jit(jax.grad(mean, has_aux=True)).lower(*arrays).compile()
 
-    steps = {way: compile(ways[way]) for way in WAYS}
-    memory = {way: step.memory_analysis().temp_size_in_bytes for way, step in steps.items()}
+    steps = {form: compile(loss) for form, loss in forms.items()}
+    temporary = {form: step.memory_analysis().temp_size_in_bytes for form, step in steps.items()}
+    memory = {
+        "memory_chunked_over_plain": round(temporary["chunked"] / temporary["plain"], 4),
+        "temporary_bytes": temporary,
+    }
     if not rounds:
-        return _of_memory(memory)
-    taken = take_turns(
-        {way: partial(seconds, partial(step, *arrays)) for way, step in steps.items()}, rounds
-    )
-    apart = differences(*(steps[way](*arrays) for way in reversed(WAYS)))
+        return memory
+    sides = {form: partial(seconds, partial(step, *arrays)) for form, step in steps.items()}
+    timings = take_turns(sides, rounds)
+    difference = relative_difference(steps["plain"](*arrays), steps["chunked"](*arrays))
     return {
-        "time_chunked_over_plain": ratio(taken["chunked"], taken["plain"]),
-        "seconds": {way: summary(of_way) for way, of_way in taken.items()},
-        **_of_memory(memory),
-        "relative_difference": {of: float(f"{x:.2g}") for of, x in apart.items()},
+        "time_chunked_over_plain": ratio(timings["chunked"], timings["plain"]),
+        "seconds": {form: summary(side) for form, side in timings.items()},
+        **memory,
+        "relative_difference": {name: float(f"{x:.2g}") for name, x in difference.items()},
     }
 
 
-def _of_memory(memory: dict[str, int]) -> dict[str, Any]:
-    over = round(memory["chunked"] / memory["plain"], 4)
-    return {"memory_chunked_over_plain": over, "temporary_bytes": memory}
-
-
 @jax.jit
-def differences(expected: Any, actual: Any) -> dict[str, jax.Array]:
-    """Norm of the difference over the norm, of the losses of the examples and of each gradient."""
+def relative_difference(expected: Any, actual: Any) -> dict[str, jax.Array]:
+    """Norm of the difference over the norm, of the per-example losses and of each gradient."""
 
-    def difference(e, a):
+    def relative(e, a):
         return jnp.linalg.norm(e - a) / jnp.linalg.norm(e)
 
-    gradients, loss = jax.tree.map(difference, expected, actual)
-    return {"loss": loss, **dict(zip(("features", "kernel", "bias"), gradients, strict=True))}
+    (features, kernel, bias), loss = jax.tree.map(relative, expected, actual)
+    return {"loss": loss, "features": features, "kernel": kernel, "bias": bias}
 
 
 def main() -> None:
     """Measures, prints and writes the result file."""
     sizes = {"batch": 512, "features": 1024, "classes": 131072, "chunk_size": 4096}
-    arguments = parser(__doc__, **sizes, rounds=5)
-    given = arguments.parse_args()
-    arrays = partial(inputs, given.batch, given.features, given.classes)
-    # Without rounds: memory alone, whether or not there is so much.
-    arrays = arrays() if given.rounds else jax.eval_shape(arrays)
-    found = {}
-    for name, ways in losses(given.chunk_size).items():
-        found[name] = compare(ways, arrays, given.rounds)
-        print(name, found[name], flush=True)
+    args = parser(__doc__, **sizes, rounds=5).parse_args()
+    arrays = partial(inputs, args.batch, args.features, args.classes)
+    # Without rounds the arrays need not fit into memory.
+    arrays = arrays() if args.rounds else jax.eval_shape(arrays)
+    results = {}
+    for name, forms in losses(args.chunk_size).items():
+        results[name] = compare(forms, arrays, args.rounds)
+        print(name, results[name], flush=True)
+    options = " ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in sizes)
     write(
-        given,
-        f"large-vocabulary-{jax.default_backend()}-{given.batch}",
-        "python -m benchmarks.large_vocabulary "
-        + " ".join(f"--{name.replace('_', '-')} {getattr(given, name)}" for name in sizes)
-        + f" --rounds {given.rounds}",
+        args,
+        f"large-vocabulary-{jax.default_backend()}-{args.batch}",
+        f"python -m benchmarks.large_vocabulary {options} --rounds {args.rounds}",
         "Loss and gradients of a linear head in float32, by chunks of classes over plain (all logits)",
-        losses=found,
+        losses=results,
     )
 
 

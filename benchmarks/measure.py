@@ -1,8 +1,8 @@
-"""What the benchmarks share: sides that take turns, a training step to time, and the result file.
+"""Shared by the benchmarks: measuring in turns, a training step to time, and the result file.
 
-Machines are noisy: the speed of one may change by a half from minute to minute. So both sides of a
-ratio run in turns in one process (or in two, each waiting for the other), the ratio is taken within each
-round, and the median of the rounds is reported, with the quartiles.
+The speed of a machine varies, by up to a half from minute to minute. The two sides of a ratio therefore
+run in turns, in one process (or in two, of which one is idle). The ratio is taken within each round; its
+median over the rounds is reported, with the quartiles.
 """
 
 import argparse
@@ -27,24 +27,24 @@ PACKAGES = ("sdd_jax", "jax", "jaxlib", "flax", "torch")
 
 
 def parser(doc: str, **defaults: Any) -> argparse.ArgumentParser:
-    """A command line with what every benchmark can be told.
+    """Creates a command line with the options that all benchmarks share.
 
     Args:
-      doc: of the benchmark's module.
-      **defaults: the benchmark's own numbers (or texts), by name.
+      doc: docstring of the benchmark's module.
+      **defaults: the benchmark's own options, numbers or strings, by name.
     """
-    made = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    result = argparse.ArgumentParser(description=doc.partition("\n")[0])
     for name, default in defaults.items():
-        made.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    made.add_argument("--machine", default=machine(), help="in words")
-    made.add_argument(
-        "--output", type=pathlib.Path, help="by default benchmarks/results/NAME-*.json"
+        result.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    result.add_argument("--machine", default=machine(), help="description of the machine")
+    result.add_argument(
+        "--output", type=pathlib.Path, help="result file; default benchmarks/results/NAME-*.json"
     )
-    return made
+    return result
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """How long a call takes, until its results are there."""
+    """Times one call, until its results are computed."""
     import jax
 
     start = time.perf_counter()
@@ -53,46 +53,48 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each side says it took, round by round, after one round that does not count.
+    """Runs all sides in every round, and discards a first round, in which they compile.
 
     Args:
-      sides: each runs once and returns its seconds.
-      rounds: at least 1.
+      sides: functions that run once and return their seconds.
+      rounds: number of rounds, at least 1.
+
+    Returns:
+      For each side, its seconds in each round.
     """
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for counts in [False, *[True] * rounds]:
+    timings: dict[str, list[float]] = {name: [] for name in sides}
+    for is_measured in [False, *[True] * rounds]:
         for name, side in sides.items():
-            of_round = side()
-            if counts:
-                taken[name].append(of_round)
-    return taken
+            elapsed = side()
+            if is_measured:
+                timings[name].append(elapsed)
+    return timings
 
 
-def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
-    """``over / under``, round by round: median and quartiles."""
-    return _spread([a / b for a, b in zip(over, under, strict=True)])
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, Any]:
+    """Median and quartiles of ``numerator / denominator``, taken within each round."""
+    return summary([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
-def summary(taken: Sequence[float]) -> dict[str, float]:
-    """Seconds: median and quartiles."""
-    return _spread(list(taken))
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Median and quartiles."""
+    if len(values) > 1:
+        quartiles = statistics.quantiles(values, n=4, method="inclusive")
+    else:
+        quartiles = [values[0]] * 3
+    low, median, high = (float(f"{x:.4g}") for x in quartiles)
+    return {"median": median, "quartiles": [low, high], "rounds": len(values)}
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    quartiles = statistics.quantiles(values, n=4, method="inclusive") if values[1:] else values * 3
-    rounded = [float(f"{x:.4g}") for x in quartiles]
-    return {"median": rounded[1], "quartiles": [rounded[0], rounded[2]], "rounds": len(values)}
-
-
-def write(given: argparse.Namespace, name: str, command: str, what: str, **found: Any) -> None:
-    """Writes the result file, with machine and versions.
+def write(args: argparse.Namespace, name: str, command: str, what: str, **results: Any) -> None:
+    """Writes the result file, with the machine and the versions.
 
     Args:
-      given: the parsed command line.
-      name: of the file, where the command line does not say.
-      command: that repeats the benchmark.
-      what: was measured, in words.
-      **found: the figures.
+      args: the parsed command line.
+      name: name of the file, unless the command line names another.
+      command: command that repeats the benchmark.
+      what: description of the measurement.
+      **results: the figures.
     """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -100,35 +102,37 @@ def write(given: argparse.Namespace, name: str, command: str, what: str, **found
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    head = {"what": what, "command": command, "machine": given.machine, "versions": versions}
-    output = given.output or RESULTS / f"{name}.json"
-    output.write_text(json.dumps(head | found, indent=2) + "\n")
+    head = {"what": what, "command": command, "machine": args.machine, "versions": versions}
+    output = args.output or RESULTS / f"{name}.json"
+    output.write_text(json.dumps(head | results, indent=2) + "\n")
     print(f"written to {output}")
 
 
 def machine() -> str:
-    """The device in words.
+    """Describes the device.
 
-    It is asked for in a process of its own: one that has looked at a TPU, or holds a GPU's memory, keeps
-    it from the processes that a benchmark starts.
+    A separate process asks JAX for it: this one would hold the TPU, or the GPU's memory, that the
+    processes started by a benchmark need.
     """
     code = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)"
-    asked = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
     )
-    platform_name, _, kind = asked.stdout.splitlines()[-1].partition(" ")
+    platform_name, _, kind = process.stdout.splitlines()[-1].partition(" ")
     return kind if platform_name != "cpu" else f"{cores()} CPU cores"
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def random_images(
     path: pathlib.Path, *, train: int = 1024, size: int = 32, classes: int = 100
 ) -> str:
-    """Writes an npz of random images; returns its name as a data set."""
+    """Writes an npz file of random images; returns its name as a data set."""
     rng = np.random.default_rng(0)
     arrays = {}
     for split, number in (("train", train), ("test", classes)):
@@ -139,7 +143,7 @@ def random_images(
 
 
 def load_card(card: str) -> Any:
-    """The config of a recipe card, ``configs/cifar100_resnet18.py:ce``."""
+    """Loads the config of a recipe card, e.g. ``configs/cifar100_resnet18.py:ce``."""
     path, _, argument = card.partition(":")
     module = runpy.run_path(str(ROOT / path))
     return module["get_config"](*filter(None, [argument]))
@@ -148,51 +152,55 @@ def load_card(card: str) -> Any:
 def run_config(
     data: str, model: str, *, batch: int, sd_dropout: float = 0.0, **options: Any
 ) -> Any:
-    """The config of a run to time: cross-entropy, one step a dispatch, images as they are.
+    """Creates the config of a run to time: cross-entropy, one step per dispatch, no augmentation.
 
     Args:
       data: name of the data set.
       model: name of the network.
-      batch: images in a step.
-      sd_dropout: weight of the term.
-      **options: of the network.
+      batch: global batch size.
+      sd_dropout: weight of SD-Dropout.
+      **options: options of the network.
     """
-    from sdd_jax import config as base
+    from sdd_jax import config as configs
     from sdd_jax.models import models
 
-    made = base.default()
-    made.dataset.name = data
-    made.model = models.options(model, **options)
-    made.sd_dropout.weight = sd_dropout
-    made.batch_size = batch
-    made.steps_per_call = 1
-    return made
+    config = configs.default()
+    config.dataset.name = data
+    config.model = models.options(model, **options)
+    config.sd_dropout.weight = sd_dropout
+    config.batch_size = batch
+    config.steps_per_call = 1
+    return config
 
 
 def training_step(config: Any, engine: Any = None) -> Callable[[], float]:
-    """Compiles a run's training call; the function makes the next one and returns its seconds.
+    """Compiles the training call of a run.
 
     Args:
-      config: of the run, ``steps_per_call`` included.
-      engine: makes the batches, in place of the run's own.
+      config: config of the run, including ``steps_per_call``.
+      engine: supplies the batches in place of the run's own engine.
+
+    Returns:
+      A function that makes the next call and returns its seconds.
     """
+    from sdd_jax.devices import replicate
     from sdd_jax.experiment import load_experiment
-    from sdd_jax.parallel import replicate
-    from sdd_jax.training.step import compile_training
+    from sdd_jax.train import compile_run
 
     experiment = load_experiment(config)
-    call, engine = compile_training(experiment), engine or experiment.engine
+    train_call, engine = compile_run(experiment), engine or experiment.engine
     state = replicate(experiment.create_state())
-    resident, constants = replicate((engine.resident, experiment.objective.constants))
-    done = 0
+    resident, constants = replicate((engine.resident, experiment.constants()))
+    step = 0
 
-    def step() -> float:
-        nonlocal state, done
+    def call() -> float:
+        nonlocal state, step
         start = time.perf_counter()
-        inputs = engine.inputs(done, done + experiment.steps_per_call)
-        state, metrics = call(state, inputs, resident, constants)
-        assert np.all(np.isfinite(np.asarray(metrics["loss"])))  # waits
-        done += experiment.steps_per_call
+        inputs = engine.inputs(step, step + experiment.steps_per_call)
+        state, metrics = train_call(state, inputs, resident, constants)
+        # Fetching the loss waits for the step.
+        assert np.all(np.isfinite(np.asarray(metrics["loss"]))), "the loss is not finite"
+        step += experiment.steps_per_call
         return time.perf_counter() - start
 
-    return step
+    return call

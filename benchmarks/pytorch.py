@@ -1,12 +1,12 @@
-"""A training step here and in PyTorch: the same network, loss, optimizer and batch, on the same cores.
+"""Time of a training step in PyTorch over the time here: the same network, loss, optimizer and cores.
 
     pip install -e '.[benchmark]'
-    python -m benchmarks.pytorch [--network resnet18 --batch 64 --rounds 9]
+    python -m benchmarks.pytorch [--network NETWORK --batch 64 --rounds 9]
 
-Each side is a process of its own that makes a step when it is told to, so only one computes at a time:
-sdd_jax with one XLA device, and with one for every core; PyTorch eager, with channels last, and compiled
-where its compiler finds one for C++. Ours gathers the batch and normalises it, PyTorch is handed a float
-one. Ratios are PyTorch's seconds over ours with a device per core: above 1, ours is faster.
+NETWORK is resnet18 or quick. Each side is a process of its own that makes a step on request, so one at
+a time computes: sdd_jax with one XLA device, and with one per core; PyTorch eager, with channels last,
+and, if there is a C++ compiler, compiled. A step of sdd_jax includes gathering its batch;
+PyTorch has one at hand. Above 1, sdd_jax with a device per core is faster.
 """
 
 import os
@@ -30,24 +30,25 @@ from benchmarks.measure import (
     write,
 )
 
-NETWORKS = ("resnet18", "quick")
 OURS = "sdd_jax, a device per core"
 CLASSES = 100
 
 
 def ours(network: str, batch: int, folder: str) -> tuple[int, Callable[[], float]]:
-    """Number of parameters, and a step of plain cross-entropy as ``train.py`` makes it."""
+    """Returns the number of parameters, and a step of plain cross-entropy as in ``train.py``."""
     import jax
 
+    from sdd_jax.devices import let_cpu_collectives_wait
     from sdd_jax.experiment import load_experiment
 
+    let_cpu_collectives_wait()
     config = run_config(f"npz:{folder}/images.npz", network, batch=batch)
     parameters = jax.tree.leaves(load_experiment(config).abstract_state.params)
     return sum(x.size for x in parameters), training_step(config)
 
 
-def theirs(network: str, batch: int, way: str) -> tuple[int, Callable[[], float]]:
-    """The same in PyTorch, the way one writes it there."""
+def theirs(network: str, batch: int, variant: str) -> tuple[int, Callable[[], float]]:
+    """Returns the same for idiomatic PyTorch; variant: eager, channels_last or compiled."""
     import torch
     from torch import nn
 
@@ -81,7 +82,7 @@ def theirs(network: str, batch: int, way: str) -> tuple[int, Callable[[], float]
         return nn.Sequential(*stem, *blocks, *head)
 
     def quick() -> nn.Module:
-        # 3x3 pooling with a last row and column beyond the edge: 32 -> 16 -> 8 -> 4
+        # 3x3 pooling whose last windows reach beyond the edge: 32 -> 16 -> 8 -> 4
         layers, channels = [], 3
         for width, pool in ((32, nn.MaxPool2d), (32, nn.AvgPool2d), (64, nn.AvgPool2d)):
             convolution = nn.Conv2d(channels, width, 5, padding=2)
@@ -90,12 +91,12 @@ def theirs(network: str, batch: int, way: str) -> tuple[int, Callable[[], float]
         dense = (nn.Linear(64 * 4 * 4, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, CLASSES))
         return nn.Sequential(*layers, nn.Flatten(), *dense)
 
-    layout = torch.contiguous_format if way == "eager" else torch.channels_last
+    layout = torch.contiguous_format if variant == "eager" else torch.channels_last
     model = {"resnet18": resnet18, "quick": quick}[network]().to(memory_format=layout)
     images = torch.randn(batch, 3, 32, 32).to(memory_format=layout)
     labels = torch.arange(batch) % CLASSES
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    forward = torch.compile(model) if way == "compiled" else model
+    forward = torch.compile(model) if variant == "compiled" else model
 
     def step() -> None:
         optimizer.zero_grad()
@@ -106,46 +107,49 @@ def theirs(network: str, batch: int, way: str) -> tuple[int, Callable[[], float]
 
 
 def sides() -> dict[str, int]:
-    """What can be compared on this machine, with the number of XLA devices of ours."""
-    found = {
+    """The sides that this machine can measure, and their numbers of XLA devices (0: PyTorch)."""
+    devices = {
         "sdd_jax, one device": 1,
         OURS: cores(),
         "PyTorch eager": 0,
         "PyTorch channels_last": 0,
     }
     if os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"):
-        found["PyTorch compiled"] = 0
-    return found
+        devices["PyTorch compiled"] = 0
+    return devices
 
 
 class Worker:
-    """A side in a process of its own, which makes a step when called."""
+    """A side in a process of its own."""
 
     def __init__(self, side: str, devices: int, network: str, batch: int, folder: str):
-        asked = [f"--side={side}", f"--network={network}", f"--batch={batch}", f"--folder={folder}"]
+        args = [f"--side={side}", f"--network={network}", f"--batch={batch}", f"--folder={folder}"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.pytorch", *asked],
+            [sys.executable, "-m", "benchmarks.pytorch", *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | ({"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}),
         )
-        self.parameters = int(self())
+        self.parameters = int(self._request())
 
     def __call__(self) -> float:
-        """Seconds of a step (of the first call: the number of parameters)."""
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        """Makes a step; returns its seconds."""
+        return float(self._request())
 
     def close(self) -> None:
         """Ends the process."""
         self._process.stdin.close()
         self._process.wait()
 
+    def _request(self) -> str:
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
 
-def work(side: str, network: str, batch: int, folder: str) -> None:
-    """Answers every line with the seconds of a step; the first with the number of parameters."""
+
+def serve(side: str, network: str, batch: int, folder: str) -> None:
+    """Answers lines of the input: the first with the number of parameters, the others with seconds."""
     if side.startswith("sdd_jax"):
         parameters, step = ours(network, batch, folder)
     else:
@@ -157,35 +161,34 @@ def work(side: str, network: str, batch: int, folder: str) -> None:
 
 def main() -> None:
     """Measures, prints and writes the result file."""
-    arguments = parser(__doc__, network="resnet18", batch=64, rounds=9, side="", folder="")
-    given = arguments.parse_args()
-    if given.side:
-        work(given.side, given.network, given.batch, given.folder)
+    args = parser(__doc__, network="resnet18", batch=64, rounds=9, side="", folder="").parse_args()
+    if args.side:
+        serve(args.side, args.network, args.batch, args.folder)
         return
     with tempfile.TemporaryDirectory() as folder:
         random_images(pathlib.Path(folder) / "images.npz", classes=CLASSES)
         workers = {
-            side: Worker(side, devices, given.network, given.batch, folder)
+            side: Worker(side, devices, args.network, args.batch, folder)
             for side, devices in sides().items()
         }
         sizes = {worker.parameters for worker in workers.values()}
         assert len(sizes) == 1, f"the networks differ: {sizes} parameters"
-        taken = take_turns(workers, given.rounds)
+        timings = take_turns(workers, args.rounds)
         for worker in workers.values():
             worker.close()
-    ratios = {side: ratio(taken[side], taken[OURS]) for side in taken if side != OURS}
+    ratios = {side: ratio(timings[side], timings[OURS]) for side in timings if side != OURS}
     for side, over_ours in ratios.items():
-        print(f"{given.network}, {side} over {OURS}: {over_ours}")
+        print(f"{args.network}, {side} over {OURS}: {over_ours}")
     write(
-        given,
-        f"pytorch-{given.network}-{given.batch}",
-        f"python -m benchmarks.pytorch --network {given.network} --batch {given.batch} "
-        f"--rounds {given.rounds}",
-        f"Seconds of a training step of {given.network} ({sizes.pop():,} parameters), cross-entropy, "
-        f"SGD with momentum, {given.batch} images of 32x32, float32, {cores()} threads; ratios are a "
+        args,
+        f"pytorch-{args.network}-{args.batch}",
+        f"python -m benchmarks.pytorch --network {args.network} --batch {args.batch} "
+        f"--rounds {args.rounds}",
+        f"Seconds of a training step of {args.network} ({sizes.pop():,} parameters), cross-entropy, "
+        f"SGD with momentum, {args.batch} images of 32x32, float32, {cores()} threads; ratios are a "
         f"side's seconds over those of {OURS!r}",
         over_ours=ratios,
-        seconds={side: summary(of_side) for side, of_side in taken.items()},
+        seconds={side: summary(values) for side, values in timings.items()},
     )
 
 

@@ -1,8 +1,8 @@
-"""From the command to the first step: ``train.py`` on the digits, a first start and a second one.
+"""Time from the command ``train.py`` (digits) to its first step: a first start and a second one.
 
     python -m benchmarks.start_up [--rounds 5]
 
-The first start finds no compiled programs beside its run, the second those of the first.
+The first start finds no compiled programs beside its run; the second finds those of the first.
 """
 
 import os
@@ -12,42 +12,43 @@ import sys
 import tempfile
 import time
 
-from benchmarks.measure import parser, ratio, summary, write
+from benchmarks.measure import ROOT, parser, ratio, summary, write
 
-TRAIN = pathlib.Path(__file__).parent.parent / "train.py"
+TRAIN = ROOT / "train.py"
 
 
 def start(workdir: pathlib.Path) -> float:
-    """Seconds until the first step is logged; the run is ended then."""
-    given = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    """Seconds until the first step is logged; the run is killed then."""
+    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     command = [sys.executable, str(TRAIN), f"--workdir={workdir}", "--config.log_every=1 steps"]
-    started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=given) as run:
-        assert any(line.startswith("step 1/") for line in run.stdout), "the run ended before a step"
-        taken = time.perf_counter() - started
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as run:
+        reached = any(line.startswith("step 1/") for line in run.stdout)
+        elapsed = time.perf_counter() - began
         run.kill()
-    return taken
+    assert reached, "the run ended before its first step"
+    return elapsed
 
 
 def main() -> None:
     """Measures, prints and writes the result file."""
-    given = parser(__doc__, rounds=5).parse_args()
-    taken: dict[str, list[float]] = {"first": [], "second": []}
+    args = parser(__doc__, rounds=5).parse_args()
+    timings: dict[str, list[float]] = {"first": [], "second": []}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(given.rounds):
-            for side, of_side in taken.items():
-                of_side.append(start(pathlib.Path(folder, str(number), side)))
-    found = {f"{side}_seconds": summary(of_side) for side, of_side in taken.items()}
-    found["first_over_second"] = ratio(taken["first"], taken["second"])
-    for name, figures in found.items():
+        for number in range(args.rounds):
+            for name, side in timings.items():
+                side.append(start(pathlib.Path(folder, str(number), name)))
+    results = {f"{name}_seconds": summary(side) for name, side in timings.items()}
+    results["first_over_second"] = ratio(timings["first"], timings["second"])
+    for name, figures in results.items():
         print(name, figures)
     write(
-        given,
+        args,
         "start-up-digits",
-        f"python -m benchmarks.start_up --rounds {given.rounds}",
+        f"python -m benchmarks.start_up --rounds {args.rounds}",
         "Seconds from the command `python train.py` (digits) to its first logged step: a first start, "
         "and a second one that finds the compiled programs of the first",
-        **found,
+        **results,
     )
 
 

@@ -1,12 +1,13 @@
-"""Images per second of training, and what brings them: for GPUs and TPUs, though it runs anywhere.
+"""Images per second of training and what limits them: meant for GPUs and TPUs, though it runs anywhere.
 
     python -m benchmarks.throughput [--batch 128 --steps 100 --rounds 5 --peak-tflops 989]
 
-ResNet-18 (CIFAR form) from the resident engine: cross-entropy and SD-Dropout in bfloat16, many steps a
-dispatch; then SD-Dropout with one step a dispatch, and in float32. A step counts as three forward passes
-in the share of the peak, the device's in bfloat16.
+ResNet-18 (CIFAR form) with the resident engine: cross-entropy and SD-Dropout in bfloat16 with many steps
+per dispatch; SD-Dropout with one step per dispatch; SD-Dropout in float32. ``--peak-tflops`` is the
+device's peak in bfloat16; the share of it counts a step as three forward passes.
 """
 
+import argparse
 import pathlib
 import tempfile
 from typing import Any
@@ -32,26 +33,26 @@ SIDES = {
 }
 
 
-def config(given: Any, data: str, side: dict[str, Any]) -> Any:
-    """The run of a side."""
-    made = run_config(
+def side_config(args: argparse.Namespace, data: str, side: dict[str, Any]) -> Any:
+    """Creates the config of a side."""
+    config = run_config(
         data,
         "resnet18",
-        batch=given.batch,
+        batch=args.batch,
         sd_dropout=side.get("weight", 1.0),
-        width=given.width,
+        width=args.width,
         dtype=side.get("dtype", "bfloat16"),
     )
-    made.augment.pad, made.augment.flip = 4, True
-    made.steps_per_call = side.get("steps_per_call", given.steps)
-    return made
+    config.augment.pad, config.augment.flip = 4, True
+    config.steps_per_call = side.get("steps_per_call", args.steps)
+    return config
 
 
-def flops_per_image(made: Any) -> float:
-    """Floating-point operations of a training step for an image: three times the forward pass."""
+def flops_per_image(config: Any) -> float:
+    """Floating-point operations of a training step per image: three times those of a forward pass."""
     from sdd_jax.models import build
 
-    model = build(made.model, num_classes=100)
+    model = build(config.model, num_classes=100)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     return 3 * jax.jit(model.apply).lower(variables, image).cost_analysis()["flops"]
@@ -60,39 +61,41 @@ def flops_per_image(made: Any) -> float:
 def main() -> None:
     """Measures, prints and writes the result file."""
     defaults = {"batch": 128, "width": 64, "steps": 100, "rounds": 5, "peak_tflops": 0.0}
-    given = parser(__doc__, **defaults).parse_args()
+    args = parser(__doc__, **defaults).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = random_images(pathlib.Path(folder) / "images.npz", train=50_000)
-        runs = {side: config(given, data, options) for side, options in SIDES.items()}
-        steps = {side: training_step(run) for side, run in runs.items()}
+        configs = {name: side_config(args, data, side) for name, side in SIDES.items()}
+        calls = {name: training_step(config) for name, config in configs.items()}
 
-        def timed(side: str) -> float:
-            calls = given.steps // runs[side].steps_per_call
-            return sum(steps[side]() for _ in range(calls)) / given.steps
+        def seconds_per_step(name: str) -> float:
+            num_calls = args.steps // configs[name].steps_per_call
+            return sum(calls[name]() for _ in range(num_calls)) / args.steps
 
-        taken = take_turns({side: lambda side=side: timed(side) for side in SIDES}, given.rounds)
-    flops = flops_per_image(runs["sd_dropout"])
-    found = {}
-    for side, of_side in taken.items():
-        seconds = summary(of_side)
-        speed = given.batch / seconds["median"]
-        found[side] = {
-            "images_per_second": round(speed),
+        sides = {name: lambda name=name: seconds_per_step(name) for name in SIDES}
+        timings = take_turns(sides, args.rounds)
+    flops = flops_per_image(configs["sd_dropout"])
+    results = {}
+    for name, side in timings.items():
+        seconds = summary(side)
+        images_per_second = args.batch / seconds["median"]
+        results[name] = {
+            "images_per_second": round(images_per_second),
             "seconds": seconds,
-            "over_sd_dropout": ratio(of_side, taken["sd_dropout"]),
+            "over_sd_dropout": ratio(side, timings["sd_dropout"]),
         }
-        if given.peak_tflops:
-            found[side]["share_of_peak"] = round(speed * flops / given.peak_tflops / 1e12, 4)
-        print(side, found[side], flush=True)
+        if args.peak_tflops:
+            share = images_per_second * flops / args.peak_tflops / 1e12
+            results[name]["share_of_peak"] = round(share, 4)
+        print(name, results[name], flush=True)
     write(
-        given,
-        f"throughput-{jax.default_backend()}-{given.batch}",
-        f"python -m benchmarks.throughput --batch {given.batch} --steps {given.steps} "
-        f"--rounds {given.rounds} --peak-tflops {given.peak_tflops}",
-        f"Training of ResNet-18 at width {given.width}, batch {given.batch}, 50,000 random images of "
+        args,
+        f"throughput-{jax.default_backend()}-{args.batch}",
+        f"python -m benchmarks.throughput --batch {args.batch} --steps {args.steps} "
+        f"--rounds {args.rounds} --peak-tflops {args.peak_tflops}",
+        f"Training of ResNet-18 at width {args.width}, batch {args.batch}, 50,000 random images of "
         "32x32 in device memory; the peak is that in bfloat16",
         gflops_per_image=round(flops / 1e9, 3),
-        sides=found,
+        sides=results,
     )
 
 

@@ -6,11 +6,11 @@ Variants  :cifar100 (CIFAR-10 otherwise)
 Expected  test error 11.20 %, with :cifar100 32.46 % (the paper's "Standard"; not yet reproduced here)
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.recipes import all_conv_teacher
 
 
 def get_config(argument: str = ""):
     """``argument``: ``cifar100`` or nothing."""
-    words = base.arguments(argument, ("cifar100",))
+    words = configs.words(argument, ("cifar100",))
     return all_conv_teacher("cifar100" if words else "cifar10")

@@ -9,13 +9,13 @@ Variants  :ce (cross-entropy alone)
 Expected  test accuracy 29.5 +- 0.1 % with :ce, about the same at 0.02 and 0.1 (the table in the README)
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.recipes import sd_dropout_cifar
 
 
 def get_config(argument: str = "sd_dropout"):
     """``argument``: ``sd_dropout`` or ``ce``."""
-    base.arguments(argument, ("sd_dropout", "ce"))
+    configs.words(argument, ("sd_dropout", "ce"))
     config = sd_dropout_cifar("cifar100", "resnet18", argument)
     config.dataset.examples_per_class = 50
     config.dataset.validation = 0.1

@@ -5,15 +5,15 @@ Command   python train.py
 Variants  --config=configs/digits.py:ce (cross-entropy alone)
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.models import models
 from sdd_jax.training.schedules import schedules
 
 
 def get_config(argument: str = "sd_dropout"):
     """``argument``: ``sd_dropout`` or ``ce``."""
-    words = base.arguments(argument, ("sd_dropout", "ce"))
-    config = base.default()
+    words = configs.words(argument, ("sd_dropout", "ce"))
+    config = configs.default()
     config.dataset.name = "digits"
     config.augment.pad = 1
     config.model = models.options("mlp", width=256, depth=2)

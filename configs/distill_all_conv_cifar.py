@@ -8,13 +8,13 @@ Expected  test error: Standard 11.20 %, MC(100) 10.60 %, Distilled 10.80 %; with
           32.46, 30.99 and 32.07 % (the paper, 5 repetitions; not yet reproduced here)
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.recipes import all_conv_teacher, distilled
 
 
 def get_config(argument: str = ""):
     """``argument``: ``cifar100`` or nothing."""
-    words = base.arguments(argument, ("cifar100",))
+    words = configs.words(argument, ("cifar100",))
     return distilled(
         all_conv_teacher("cifar100" if words else "cifar10"),
         "runs/all_conv_cifar-cifar100" if words else "runs/all_conv_cifar",

@@ -6,7 +6,7 @@ Command   python train.py --config=configs/distill_digits.py:teacher
           python eval.py --workdir=runs/distill_digits --checks=distillation
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
 from sdd_jax.training.schedules import schedules
@@ -14,8 +14,8 @@ from sdd_jax.training.schedules import schedules
 
 def get_config(argument: str = "student"):
     """``argument``: ``student`` or ``teacher``."""
-    words = base.arguments(argument, ("student", "teacher"))
-    config = base.default()
+    words = configs.words(argument, ("student", "teacher"))
+    config = configs.default()
     config.dataset.name = "digits"
     config.augment.pad = 1
     config.model = models.options("mlp", width=128, depth=2, dropout_rate=0.5)

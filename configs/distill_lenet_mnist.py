@@ -8,13 +8,13 @@ Expected  test error: Standard 0.67 %, MC(100) 0.67 %, Distilled 0.67 %; with :a
           (the paper, 5 repetitions; not yet reproduced here)
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.recipes import distilled, lenet_teacher
 
 
 def get_config(argument: str = ""):
     """``argument``: ``all`` or nothing."""
-    all_layers = "all" in base.arguments(argument, ("all",))
+    all_layers = "all" in configs.words(argument, ("all",))
     return distilled(
         lenet_teacher(all_layers=all_layers),
         "runs/lenet_mnist-all" if all_layers else "runs/lenet_mnist",

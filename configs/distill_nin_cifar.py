@@ -8,13 +8,13 @@ Expected  test error: Standard 11.16 %, MC(100) 11.04 %, Distilled 11.14 %; with
           35.28, 35.05 and 35.20 % (the paper, 5 repetitions; not yet reproduced here)
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.recipes import distilled, nin_teacher
 
 
 def get_config(argument: str = ""):
     """``argument``: ``cifar100`` or nothing."""
-    words = base.arguments(argument, ("cifar100",))
+    words = configs.words(argument, ("cifar100",))
     return distilled(
         nin_teacher("cifar100" if words else "cifar10"),
         "runs/nin_cifar-cifar100" if words else "runs/nin_cifar",

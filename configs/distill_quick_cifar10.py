@@ -9,13 +9,13 @@ Expected  test error: Standard 18.15 %, MC(100) 16.78 %, Distilled 17.20 % (the 
           in a fifth of the time: 26.4, 24.0, 26.1, see the README)
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.recipes import distilled, quick_teacher
 
 
 def get_config(argument: str = ""):
     """``argument``: ``short`` or nothing."""
-    short = "short" in base.arguments(argument, ("short",))
+    short = "short" in configs.words(argument, ("short",))
     return distilled(
         quick_teacher(short=short),
         "runs/quick_cifar10-short" if short else "runs/quick_cifar10",

@@ -6,10 +6,10 @@ Variants  :all (LeNetAll: dropout after every convolution and hidden layer)
 Expected  test error 0.67 %, with :all 0.51 % (the paper's "Standard"; not yet reproduced here)
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.recipes import lenet_teacher
 
 
 def get_config(argument: str = ""):
     """``argument``: ``all`` or nothing."""
-    return lenet_teacher(all_layers="all" in base.arguments(argument, ("all",)))
+    return lenet_teacher(all_layers="all" in configs.words(argument, ("all",)))

@@ -6,10 +6,10 @@ Variants  :short (60 epochs: the same schedule in a fifth of the time)
 Expected  test error 18.15 % (the paper's "Standard": dropout off at test time); 26.4 % with :short
 """
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.recipes import quick_teacher
 
 
 def get_config(argument: str = ""):
     """``argument``: ``short`` or nothing."""
-    return quick_teacher(short="short" in base.arguments(argument, ("short",)))
+    return quick_teacher(short="short" in configs.words(argument, ("short",)))

@@ -3,7 +3,7 @@
 Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.05642)
 Data      tfds build stanford_dogs --file_format=array_record --data_dir=DIR
 Command   python train.py --config=configs/stanford_dogs_resnet18.py --config.dataset.data_dir=DIR
-Variants  :ce (cross-entropy alone), :ce,runlocal or :sd_dropout,runlocal (width 16, 64 pixels, 3
+Variants  :ce (cross-entropy alone), :METHOD as for CIFAR-100; ,runlocal (width 16, 64 pixels, 3
           epochs), --config.engine.workers=N, --config.engine.processes=true
 Expected  better than :ce (the paper says so; its figures are not known here)
 """
@@ -12,5 +12,5 @@ from sdd_jax.recipes import sd_dropout_fine_grained
 
 
 def get_config(argument: str = "sd_dropout"):
-    """``argument``: ``sd_dropout`` or ``ce``, and ``runlocal``."""
+    """``argument``: ``sd_dropout``, ``ce`` or a method; and ``runlocal``."""
     return sd_dropout_fine_grained("stanford_dogs", "resnet18", argument)

@@ -1,7 +1,7 @@
 """Self-knowledge distillation through dropout, in JAX.
 
-Importing this package loads jax and optax only, so that its losses can be used in any project. The
-program around them (models, data, training, evaluation) loads when it is imported by name.
+Importing this package loads only jax and optax, so that any project can use its losses. The program
+around them (models, data, training, evaluation) is imported by name.
 """
 
 from sdd_jax.dropout import dropout, dropout_pair, dropout_samples
@@ -25,14 +25,16 @@ from sdd_jax.losses import (
     r_drop_loss,
     sd_dropout_clean_student_loss,
     sd_dropout_loss,
+    sd_dropout_loss_from_logits,
     symmetric_kl,
     tf_kd_loss,
 )
-from sdd_jax.mc_dropout import mc_dropout
+from sdd_jax.mc_dropout import DropoutEnsemble, mc_dropout
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DropoutEnsemble",
     "byot_feature_loss",
     "byot_loss",
     "cross_entropy",
@@ -56,6 +58,7 @@ __all__ = [
     "r_drop_loss",
     "sd_dropout_clean_student_loss",
     "sd_dropout_loss",
+    "sd_dropout_loss_from_logits",
     "symmetric_kl",
     "tf_kd_loss",
 ]

@@ -6,20 +6,21 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from sdd_jax.compilation import keep_compiled
-from sdd_jax.errors import Failure, InputError, check
+from sdd_jax.devices import enable_compilation_cache, let_cpu_collectives_wait
+from sdd_jax.errors import Failure, InputError, require
 
 DEFAULT_CARD = "configs/digits.py"
 
 
 def train() -> None:
     """Runs ``train.py``; exits 0 only when training is done."""
-    # No default in the flag itself: overrides meant for another card would be tried on it.
+    # No default in the flag itself: overrides for another card would be applied to it.
     card = config_flags.DEFINE_config_file("config", None, "Recipe card; :ARGUMENT after it.")
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run; by default runs/CARD.")
     _define_distributed()
@@ -28,23 +29,23 @@ def train() -> None:
         sys.argv.insert(1, f"--config={here / DEFAULT_CARD}")
 
     def main() -> None:
-        from sdd_jax.training.loop import train_and_evaluate
+        from sdd_jax.train import train_and_evaluate
 
         name = config_flags.get_config_filename(flags.FLAGS["config"])
         folder = workdir.value or f"runs/{_run_name(name)}"
-        keep_compiled(folder)
+        enable_compilation_cache(folder)
         train_and_evaluate(card.value, folder)
 
     _run(main)
 
 
 def evaluate() -> None:
-    """Runs ``eval.py``: prints the checks' figures; these, plots and a report go to ``DIR/eval``."""
+    """Runs ``eval.py``: prints the results and writes them, plots and a report to ``DIR/eval``."""
     from sdd_jax.config import default
 
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run.")
-    names = flags.DEFINE_list("checks", ["accuracy", "calibration"], "Which checks to run, or all.")
-    compare = flags.DEFINE_list("compare", [], "Folders of runs to stand beside it in the report.")
+    names = flags.DEFINE_list("checks", ["accuracy", "calibration"], "Checks to run, or all.")
+    compare = flags.DEFINE_list("compare", [], "Workdirs of runs to compare with in the report.")
     which = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
     full = default()
     folders = {key: full.dataset[key] for key in ("data_dir", "cache_dir")}
@@ -52,15 +53,15 @@ def evaluate() -> None:
     if message := _unknown_override(sys.argv, replaceable):
         _fail(2, message)
     config_flags.DEFINE_config_dict(
-        "config", replaceable, "What replaces fields of the runs' configs."
+        "config", replaceable, "Overrides of fields of the runs' configs."
     )
     _define_distributed()
 
     def main() -> None:
-        from sdd_jax.evaluation.run import evaluate_workdir
+        from sdd_jax.evaluate import evaluate_workdir
 
-        check(bool(workdir.value), "--workdir", workdir.value, "the folder of a run")
-        keep_compiled(workdir.value)
+        require(bool(workdir.value), "--workdir", workdir.value, "the folder of a run")
+        enable_compilation_cache(workdir.value)
         evaluate_workdir(
             workdir.value,
             names.value,
@@ -73,12 +74,16 @@ def evaluate() -> None:
 
 
 def _define_distributed() -> None:
-    flags.DEFINE_bool("distributed", False, "Several hosts: find the others as the cluster tells.")
-    flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of process 0, if it cannot be found."
+    flags.DEFINE_bool(
+        "distributed", False, "Run on several hosts; detect them from the cluster environment."
     )
-    flags.DEFINE_integer("num_processes", None, "Number of processes, if it cannot be found.")
-    flags.DEFINE_integer("process_id", None, "This process, from 0, if it cannot be found.")
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0, if it cannot be detected."
+    )
+    flags.DEFINE_integer("num_processes", None, "Number of processes, if it cannot be detected.")
+    flags.DEFINE_integer(
+        "process_id", None, "Index of this process, from 0, if it cannot be detected."
+    )
 
 
 def _initialize_distributed() -> None:
@@ -96,22 +101,31 @@ def _run_name(card: str) -> str:
 
 
 def _run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs ``main``; what the user can mend is said in one line."""
+    """Parses the flags and runs ``main``; failures are reported in one line."""
+
+    let_cpu_collectives_wait()
 
     def guarded(argv):
         if len(argv) > 1:
             _fail(2, f"unexpected argument {argv[1]!r}; flags begin with --")
-        # Orbax tells every detail of every save, and what fails as often as threads wait for it.
+        # Orbax logs every save in detail and repeats each failure per waiting thread.
         absl_logging.set_verbosity(absl_logging.FATAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         logging.getLogger("sdd_jax").setLevel(logging.WARNING)
+        sys.unraisablehook = _print_unless_late_write
         _initialize_distributed()
-        from sdd_jax.training.loop import Interrupted
+        import jax
+
+        from sdd_jax.train import Interrupted
 
         try:
             main()
         except Failure as error:
             _fail(error.status, error)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _fail(1, f"out of memory; use a smaller batch or network: {error}")
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(143)
@@ -123,21 +137,27 @@ def _run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def _print_unless_late_write(unraisable: Any) -> None:
+    """Drops the errors of TensorStore's pending writes after one that failed has ended its event loop."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _parse(argv: list[str]) -> list[str]:
-    """Flags from the command line; a wrong one ends the program with one line."""
+    """Parses the flags; a wrong one ends the program with one line."""
+    rest: list[str] = []
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        # ml_collections hands on a card's own error as the text of its traceback.
-        _, of_ours, message = str(error).partition(f"{InputError.__name__}: ")
-        _fail(2, message.partition("\n")[0] if of_ours else error)
-    except (AttributeError, KeyError, TypeError):
+        # ml_collections passes on a card's own error as the text of its traceback.
+        _, is_input_error, message = str(error).partition(f"{InputError.__name__}: ")
+        _fail(2, message.partition("\n")[0] if is_input_error else error)
+    except (AttributeError, KeyError, TypeError) as error:
         cards = [a.partition("=")[2] for a in argv if re.match("--?config=", a)]
         parsed = flags.FLAGS["config"].parser.parse(cards[-1]) if cards else None
-        message = None if parsed is None else _unknown_override(argv, parsed)
-        if message is None:
-            raise  # a fault inside the card: its author needs the traceback
-        _fail(2, message)
+        if parsed is None:
+            raise  # an error inside the card: its author needs the traceback
+        _fail(2, _unknown_override(argv, parsed) or f"--config: {error}")
     card = config_flags.get_config_filename(flags.FLAGS["config"])
     if isinstance(card, str) and not pathlib.Path(path := card.partition(":")[0]).is_file():
         _fail(2, f"--config: must be a recipe card, there is no file {path!r}")
@@ -145,7 +165,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _unknown_override(argv: list[str], card: ConfigDict) -> str | None:
-    """Which ``--config.A.B`` of the command line names no field of the card."""
+    """The error for the first ``--config.A.B`` that names no field of the card; None without one."""
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0]
         config, path = card, name.split(".")
@@ -154,7 +174,7 @@ def _unknown_override(argv: list[str], card: ConfigDict) -> str | None:
         for depth, key in enumerate(path[1:], start=1):
             if not isinstance(config, ConfigDict) or key not in config:
                 fields = ", ".join(config) if isinstance(config, ConfigDict) else "no fields"
-                return f"{name}: there is no such field; {'.'.join(path[:depth])} has {fields}"
+                return f"{'.'.join(path[: depth + 1])}: unknown field; expected {fields}"
             config = config[key]
     return None
 
@@ -163,6 +183,6 @@ def _fail(status: int, error: object) -> None:
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     try:
         sys.stdout.flush()
-    except OSError:  # Python would say so once more at its end, and with a status of its own
+    except OSError:  # otherwise the interpreter reports it again at exit and overrides our status
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

@@ -1,31 +1,95 @@
-"""Configs: the fields that every recipe card shares, and what a card's argument may say."""
+"""Configs: all fields of a run, with their defaults, types and ranges.
 
-from collections.abc import Sequence
+The fields at the top are those of :class:`Run`; every section is the signature of what it configures.
+"""
 
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from annotated_types import Interval
 from ml_collections import ConfigDict
 
-from sdd_jax import extensions
+from sdd_jax import data, options, plugins
+from sdd_jax.data import images
 from sdd_jax.data.engines import engines
-from sdd_jax.errors import InputError, check
-from sdd_jax.evaluation.checks import default_options
+from sdd_jax.errors import InputError, require, within
+from sdd_jax.evaluation.checks import checks, default_options
 from sdd_jax.models import models
-from sdd_jax.objectives import objectives
+from sdd_jax.objectives import objectives, with_sd_dropout
+from sdd_jax.options import Count, Size
+from sdd_jax.runs import read_config, write_config
+from sdd_jax.runs.workdir import CONFIG_FILE
+from sdd_jax.training.optimizers import optimizers
 from sdd_jax.training.schedules import schedules
-from sdd_jax.values import kind_of, plain
 
-# The sections that choose an entry of a registry.
-NAMED = {"model": models, "objective": objectives, "schedule": schedules, "engine": engines}
 
-# What is in the tuples that are empty by default; the type of every other field is that of its default.
-ELEMENTS = {
-    "config.imports": str,
-    "config.dataset.mean": float,
-    "config.dataset.std": float,
-    "config.sd_dropout.random_rate": float,
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The fields at the top of a config. Durations are "N steps" or "N epochs".
+
+    Attributes:
+      seed: root of all randomness.
+      imports: files of your own that register networks, objectives, checks.
+      inputs: training images: "train", "perturbed" (each pixel black with probability 0.2) or
+        "unlabelled:NAME", another data set.
+      teacher: workdir of the teacher's run, for objectives that have a teacher.
+      batch_size: of all devices together.
+      duration: length of training.
+      log_every: interval of the log.
+      eval_every: interval of evaluations on the test and validation splits.
+      checkpoint_every: interval of checkpoints.
+      keep_checkpoints: number of latest checkpoints; with a validation split the best is kept, too.
+      steps_per_call: training steps per dispatch; 0: the engine's default.
+    """
+
+    seed: Count = 0
+    imports: tuple[str, ...] = ()
+    inputs: str = "train"
+    teacher: str = ""
+    batch_size: Size = 128
+    duration: str = "10 epochs"
+    log_every: str = "50 steps"
+    eval_every: str = "1 epochs"
+    checkpoint_every: str = "1 epochs"
+    keep_checkpoints: Size = 3
+    steps_per_call: Annotated[int, Interval(ge=0, le=100_000)] = 0
+
+
+def _augmentation(*, pad: Count = 0, flip: bool = False) -> None:
+    """The section ``augment``, see :func:`sdd_jax.data.images.augment`."""
+
+
+def _evaluation(*, batch_size: Size = 1000) -> None:
+    """The field of the section ``eval`` that belongs to no check."""
+
+
+# Sections whose fields are the options of one function.
+FIXED: dict[str, Callable] = {
+    "dataset": data.load,
+    "augment": _augmentation,
+    "sd_dropout": with_sd_dropout,
 }
 
-# May differ between the runs of one workdir: they do not change what is trained. A section stands for
-# all its fields.
+# Sections that select an entry of a registry: its name and its own options.
+SELECTED = {
+    "model": models,
+    "objective": objectives,
+    "optimizer": optimizers,
+    "schedule": schedules,
+    "engine": engines,
+}
+DEFAULT_ENTRIES = {
+    "model": "mlp",
+    "objective": "cross_entropy",
+    "optimizer": "sgd",
+    "schedule": "cosine",
+    "engine": "resident",
+}
+
+# Fields that may differ between the commands of one workdir, since they do not change what is trained. A
+# section stands for all its fields.
 OPERATIONAL = (
     "dataset.data_dir",
     "dataset.cache_dir",
@@ -40,125 +104,114 @@ OPERATIONAL = (
 
 
 def default() -> ConfigDict:
-    """Every field with its default. A recipe card changes what its recipe says and returns it.
+    """Every field with its default. A recipe card changes the fields of its recipe and returns it.
 
-    ``model``, ``objective``, ``schedule`` and ``engine`` each have a name and that entry's own options;
-    assign ``models.options("resnet18", width=16)`` and its like to choose another entry.
+    To select another entry of a section, assign ``models.options("resnet18", width=16)`` and its like.
     """
-    return ConfigDict(
-        {
-            "seed": 0,
-            "imports": (),  # files of your own that register networks, objectives, ...
-            "dataset": {
-                "name": "digits",  # "digits", "npz:PATH" or a tfds name
-                "data_dir": "",  # empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
-                "cache_dir": "",  # of decoded tfds images; empty: ~/.cache/sdd_jax
-                "num_classes": 0,  # 0: as the data says
-                "validation": 0.0,  # share cut from train
-                "examples_per_class": 0,  # of train, after the cut; 0: all
-                "image_size": 0,  # pixels of a crop of images of any size; 0: as stored, in memory
-                "mean": (),  # per channel of pixels in [0, 1]; empty: from train
-                "std": (),
-            },
-            "inputs": "train",  # or "perturbed", "unlabelled:NAME"
-            "augment": {"pad": 0, "flip": False},  # pixels of padding before a random crop
-            "model": models.options("mlp"),
-            "objective": objectives.options("cross_entropy"),
-            "teacher": "",  # the workdir of a run, for objectives that have a teacher
-            "sd_dropout": {
-                "weight": 1.0,  # lambda; 0 leaves the term out
-                "rate": 0.5,  # beta
-                "random_rate": (),  # (low, high): drawn for each example, in place of rate
-                "temperature": 3.0,  # T; the term is scaled by T^2
-                "num_samples": 2,  # masks; the term is the mean over their pairs
-                "gradient": "both",  # or "forward" (the authors' detach), "reverse"
-                "exclusive": False,  # disjoint masks
-                "position": 0,  # of the masks: 0 the features, s what the network's stage s gave
-                "ramp": 0.0,  # share of the run over which the weight grows from 0
-                "gradient_cosine": False,  # log it: forward against reverse gradient
-            },
-            "optimizer": {
-                "learning_rate": 0.1,
-                "momentum": 0.9,
-                "nesterov": False,
-                "weight_decay": 1e-4,  # on all parameters
-            },
-            "schedule": schedules.options("cosine"),
-            "batch_size": 128,  # of all devices together
-            "duration": "10 epochs",  # this and what follows: "N steps" or "N epochs"
-            "log_every": "50 steps",
-            "eval_every": "1 epochs",
-            "checkpoint_every": "1 epochs",
-            "keep_checkpoints": 3,  # the latest; with a validation split also the best
-            "engine": engines.options("resident"),
-            "steps_per_call": 0,  # steps in one dispatch; 0: as the engine says
-            "eval": {"batch_size": 1000} | default_options(),  # and the options of the checks
-        }
-    )
+    sections = {name: options.defaults(function) for name, function in FIXED.items()}
+    selected = {name: SELECTED[name].options(entry) for name, entry in DEFAULT_ENTRIES.items()}
+    evaluation = options.defaults(_evaluation) | default_options()
+    return ConfigDict(options.defaults(Run) | sections | selected | {"eval": evaluation})
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """A copy with every field, and every option of each named entry: what the run is recorded as.
+    """A validated copy with every field and every option of each selected entry, as a run records it.
 
-    Fields that are not given, as in the record of a run of an earlier version, have their defaults.
+    Missing fields, as in the record of an earlier version, have their defaults.
 
     Raises:
-      InputError: a field that is none, an unknown name, an option that the entry does not have, a value
-        of another type, or a file of the user's that cannot be imported.
+      InputError: an unknown field, entry or option, a value of another type or outside its range, or a
+        file of ``config.imports`` that cannot be imported.
     """
+    values = {str(key): value for key, value in config.to_dict().items()}
     full = default()
-    _update(full, config.to_dict(), "config")
-    full.imports = extensions.load(full.imports)
-    for section, registry in NAMED.items():
-        given = full[section].to_dict()
-        full[section] = registry.options(given.pop("name", None), **given)
+    for key, value in values.items():
+        if key not in full:
+            raise InputError(f"unknown field; expected {', '.join(full)}", field=f"config.{key}")
+        if isinstance(full[key], ConfigDict):
+            fields = ", ".join(full[key])
+            require(isinstance(value, dict), f"config.{key}", value, f"a section of {fields}")
+    with within("config"):
+        full.update(options.validate(Run, {k: values[k] for k in _names(Run) if k in values}))
+    full.imports = plugins.load(full.imports)
+    for name, function in FIXED.items():
+        with within(f"config.{name}"):
+            full[name].update(options.validate(function, values.get(name, {})))
+    for name, registry in SELECTED.items():
+        if name in values:
+            selected = {str(key): value for key, value in values[name].items()}
+            if name == "optimizer":  # records of version 0.1 have no name there
+                selected = {"name": "sgd"} | selected
+            full[name] = ConfigDict(registry.options(selected.pop("name", None), **selected))
+    with within("config.eval"):
+        full.eval.update(_validated_evaluation(values.get("eval", {}), list(full.eval)))
     return full
 
 
-def arguments(argument: str, allowed: Sequence[str]) -> set[str]:
+def _names(function: Callable) -> list[str]:
+    return list(options.defaults(function))
+
+
+def _validated_evaluation(values: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """Checks the section ``eval``, whose fields are the options of all checks."""
+    for key in values:
+        if key not in known:
+            raise InputError(f"unknown field; expected {', '.join(known)}", field=str(key))
+    validated = {}
+    for function in (_evaluation, *map(checks.get, checks.names())):
+        own = {key: values[key] for key in _names(function) if key in values}
+        validated |= options.validate(function, own)
+    return validated
+
+
+def record(workdir: pathlib.Path, config: ConfigDict, *, first_process: bool) -> None:
+    """Records the config of a new run, or checks that the run in the workdir has the same one.
+
+    Raises:
+      InputError: the workdir holds a run with another config.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists() and not path.is_symlink():
+        if first_process:
+            write_config(workdir, config)
+        return
+    different = differences(config, complete(read_config(workdir)))
+    if different:
+        raise InputError(
+            f"{workdir} holds a run with another config ({'; '.join(different)}); "
+            "choose another workdir, or remove it to start over",
+            field="--workdir",
+        )
+
+
+def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
+    """The fields, without operational ones, in which two configs differ: ``"FIELD: A, B"``."""
+    a, b = _flat(ours), _flat(theirs)
+    return [
+        f"config.{field}: {a.get(field)!r} now, {b.get(field)!r} there"
+        for field in sorted(a.keys() | b.keys())
+        if not is_operational(field) and a.get(field) != b.get(field)
+    ]
+
+
+def is_operational(field: str) -> bool:
+    """True for a field that may differ between the commands of one workdir."""
+    return field in OPERATIONAL or field.partition(".")[0] in OPERATIONAL
+
+
+def words(argument: str, allowed: Sequence[str]) -> set[str]:
     """The words of ``--config=CARD.py:WORD,WORD``.
 
     Raises:
       InputError: a word that is not allowed.
     """
-    words = {word for word in argument.split(",") if word}
-    unknown = sorted(words - set(allowed))
-    if unknown:
+    given = {word for word in argument.split(",") if word}
+    for word in sorted(given - set(allowed)):
         raise InputError(
-            f"--config=CARD.py:ARGUMENT: must be of {', '.join(allowed)}, got {unknown[0]!r}"
+            f"unknown argument {word!r}; expected {' or '.join(allowed)}",
+            field="--config=CARD.py:ARGUMENT",
         )
-    return words
-
-
-def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """The fields, operational ones aside, in which two configs differ: ``"FIELD: A, B"``."""
-    a, b = _flat(ours), _flat(theirs)
-    return [
-        f"config.{field}: {a.get(field)!r} now, {b.get(field)!r} there"
-        for field in sorted(a.keys() | b.keys())
-        if not _operational(field) and a.get(field) != b.get(field)
-    ]
-
-
-def _operational(field: str) -> bool:
-    return field in OPERATIONAL or field.partition(".")[0] in OPERATIONAL
-
-
-def _update(full: ConfigDict, given: dict, path: str) -> None:
-    for key, value in given.items():
-        field = f"{path}.{key}"
-        if key not in full:
-            raise InputError(f"{field}: there is no such field; {path} has {', '.join(full)}")
-        default = full[key]
-        if not isinstance(default, ConfigDict):
-            kind = tuple[ELEMENTS[field], ...] if field in ELEMENTS else kind_of(default)
-            full[key] = plain(field, value, kind)
-            continue
-        check(isinstance(value, dict), field, value, f"a section of {', '.join(default)}")
-        if field.removeprefix("config.") in NAMED:
-            full[key] = {str(k): v for k, v in value.items()}  # what these may be, the entry says
-        else:
-            _update(default, value, field)
+    return given
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:

@@ -1,42 +1,60 @@
 """Dropout masks as pure functions of PRNG keys.
 
-Every function takes either one key, or an array of keys whose shape is a prefix of ``x.shape``: with
-one key per example, an example's mask depends on its own key alone, so it stays the same however the
-batch is divided over devices.
+Every function takes either one key, or an array of keys whose shape is a prefix of ``x.shape``. With one
+key per example, an example's mask depends on its own key alone, so it stays the same however the batch
+is sharded over devices.
+
+Most of a mask's cost is its random bits, so a mask takes 16 per element: the probability of keeping an
+element is rounded to a multiple of 2^-16. Rates below 2^-7 or above 1 - 2^-7, for which that is too
+coarse, take 24 bits and a multiple of 2^-24, at least one. So do traced rates, without changing their
+masks. The scale is the reciprocal of the rounded probability, so that the expectation is exact for every
+rate.
 """
 
 import itertools
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
-Rate = float | tuple[float, float]
+# A number (or a scalar array, which may be traced), or the bounds of a random rate.
+Rate = float | jax.Array | tuple[float | jax.Array, float | jax.Array]
+
+_EXTREME = 2**-7  # rates this close to 0 or 1 take 24 bits
 
 
-def dropout(key: Array, x: Array, *, rate: Rate, broadcast_dims: Sequence[int] = ()) -> Array:
+def dropout(
+    key: jax.Array, x: jax.Array, *, rate: Rate, broadcast_dims: Sequence[int] = ()
+) -> jax.Array:
     r"""Sets elements of ``x`` to zero at random and scales up the rest (inverted dropout).
 
     .. math:: y_i = x_i m_i / (1 - \beta), \qquad m_i \sim \mathrm{Bernoulli}(1 - \beta)
 
-    so that the expectation over masks is ``x``.
+    The expectation over masks is ``x``, for every rate: :math:`1 - \beta` is rounded to a multiple of
+    :math:`2^{-16}` (:math:`2^{-24}` for rates near 0 or 1) in the mask and in the scale alike.
 
     Args:
       key: a PRNG key, or an array of keys whose shape is a prefix of ``x.shape``.
       x: floating-point array.
       rate: probability beta in [0, 1) with which an element becomes zero; or ``(low, high)``, from
-        which one rate is drawn uniformly for each key.
+        which one rate is drawn uniformly for each key. May be traced.
       broadcast_dims: dimensions of ``x`` along which one mask is shared.
 
     Returns:
       Array of the shape and dtype of ``x``.
 
     Raises:
-      ValueError: rate outside [0, 1), or keys that are no prefix of ``x.shape``.
+      ValueError: rate outside [0, 1), or keys whose shape is not a prefix of ``x.shape``.
       TypeError: ``x`` is not floating-point.
+
+    Example:
+      >>> import jax, sdd_jax
+      >>> y = sdd_jax.dropout(jax.random.key(0), jax.numpy.ones(1000), rate=0.75)
+      >>> sorted(set(y.tolist()))
+      [0.0, 4.0]
 
     References:
       Srivastava et al., `Dropout <https://jmlr.org/papers/v15/srivastava14a.html>`_, 2014, section 4.
@@ -50,13 +68,14 @@ def dropout(key: Array, x: Array, *, rate: Rate, broadcast_dims: Sequence[int] =
         )
     if _is_zero(rate):
         return x
-    rate_of_key = _draw_rate(key, rate)
+    fine = _needs_24_bits(rate)
+    probability = _cumulative_probability(1, _draw_rate(key, rate), fine)
     shape = tuple(1 if d in shared else n for d, n in enumerate(x.shape))
-    keep = _uniform(key, shape) < _expand(1 - rate_of_key, x)
-    return _keep(x, keep, _scale(x, rate, rate_of_key))
+    mask = _uniform(key, shape, fine) < _expand(probability, x)
+    return _apply(mask, x, probability)
 
 
-def dropout_pair(key: Array, x: Array, *, rate: Rate) -> tuple[Array, Array]:
+def dropout_pair(key: jax.Array, x: jax.Array, *, rate: Rate) -> tuple[jax.Array, jax.Array]:
     """Draws two independent dropout masks, ``u`` and ``v``, from one key and applies both to ``x``.
 
     Equal to ``dropout`` with each half of ``jax.random.split(key)``.
@@ -72,6 +91,12 @@ def dropout_pair(key: Array, x: Array, *, rate: Rate) -> tuple[Array, Array]:
     Raises:
       ValueError, TypeError: as :func:`dropout`.
 
+    Example:
+      >>> import jax, sdd_jax
+      >>> u, v = sdd_jax.dropout_pair(jax.random.key(0), jax.numpy.ones((4, 8)), rate=0.5)
+      >>> bool((u != v).any())
+      True
+
     References:
       Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022.
     """
@@ -80,8 +105,8 @@ def dropout_pair(key: Array, x: Array, *, rate: Rate) -> tuple[Array, Array]:
 
 
 def dropout_samples(
-    key: Array, x: Array, *, rate: Rate, num_samples: int, exclusive: bool = False
-) -> list[Array]:
+    key: jax.Array, x: jax.Array, *, rate: Rate, num_samples: int, exclusive: bool = False
+) -> list[jax.Array]:
     """Applies ``num_samples`` dropout masks, drawn from one key, to ``x``.
 
     Args:
@@ -97,108 +122,149 @@ def dropout_samples(
 
     Raises:
       ValueError, TypeError: as :func:`dropout`; also if exclusive masks do not fit.
+
+    Example:
+      >>> import jax, sdd_jax
+      >>> x, key = jax.numpy.ones((4, 8)), jax.random.key(0)
+      >>> u, v = sdd_jax.dropout_samples(key, x, rate=0.5, num_samples=2, exclusive=True)
+      >>> bool((u + v == 2).all())
+      True
     """
     key, rate = _check(key, x, rate)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    lowest = rate[0] if isinstance(rate, tuple) else rate
-    if exclusive and _is_number(lowest) and num_samples * (1 - lowest) > 1 + 1e-6:
+    if exclusive and not exclusive_masks_fit(num_samples, rate):
         raise ValueError(
             f"exclusive masks must not overlap: num_samples * (1 - rate) must be at most 1, got "
-            f"{num_samples} * (1 - {lowest})"
+            f"{num_samples} * (1 - {_bounds(rate)[0]})"
         )
     if _is_zero(rate):
         return [x] * num_samples
-    rate_of_key = _draw_rate(key, rate)
-    keep_probability = _expand(1 - rate_of_key, x)
-    scale = _scale(x, rate, rate_of_key)
+    fine = _needs_24_bits(rate)
+    rate_per_key = _draw_rate(key, rate)
     if exclusive:
-        # One uniform number an element; mask s keeps those that fall into the s-th interval.
-        uniform = _uniform(key, x.shape)
-        ends = [s * keep_probability for s in range(num_samples + 1)]
+        # One uniform number per element; mask s keeps the elements in the s-th interval.
+        uniform = _uniform(key, x.shape, fine)
+        ends = [_cumulative_probability(s, rate_per_key, fine) for s in range(num_samples + 1)]
         return [
-            _keep(x, (uniform >= start) & (uniform < end), scale)
-            for start, end in itertools.pairwise(ends)
+            _apply((uniform >= _expand(low, x)) & (uniform < _expand(high, x)), x, high - low)
+            for low, high in itertools.pairwise(ends)
         ]
+    probability = _cumulative_probability(1, rate_per_key, fine)
     keys = _over_keys(key, lambda k: jax.random.split(k, num_samples))
-    return [
-        _keep(x, _uniform(keys[..., s], x.shape) < keep_probability, scale)
-        for s in range(num_samples)
+    masks = [
+        _uniform(keys[..., s], x.shape, fine) < _expand(probability, x) for s in range(num_samples)
     ]
+    return [_apply(mask, x, probability) for mask in masks]
 
 
-def _is_number(rate) -> bool:
-    """Whether the value is known now, and not a traced array."""
-    return isinstance(rate, numbers.Real)
+def exclusive_masks_fit(num_samples: int, rate: Rate) -> bool:
+    """Returns whether ``num_samples`` disjoint masks exist: ``num_samples * (1 - rate) <= 1``.
+
+    Args:
+      num_samples: number of masks.
+      rate: dropout rate in [0, 1), or ``(low, high)``, of which the lower bound decides. Traced rates
+        pass, for their values are unknown.
+
+    Example:
+      >>> from sdd_jax.dropout import exclusive_masks_fit
+      >>> (
+      ...     exclusive_masks_fit(2, 0.5),
+      ...     exclusive_masks_fit(3, 0.5),
+      ...     exclusive_masks_fit(2, (0.4, 0.9)),
+      ... )
+      (True, False, False)
+    """
+    lowest = _bounds(rate)[0]
+    return not isinstance(lowest, numbers.Real) or num_samples * (1 - float(lowest)) <= 1 + 1e-6
 
 
-def _is_zero(rate) -> bool:
-    return _is_number(rate) and rate == 0
+def _bounds(rate: Rate) -> Sequence[float | jax.Array]:
+    return rate if isinstance(rate, (tuple, list)) else (rate,)
 
 
-def _check(key: Array, x: Array, rate: Rate) -> tuple[Array, Rate]:
-    """Validates what all functions share; returns the key in typed form, and a pair as a tuple."""
+def _is_zero(rate: Rate) -> bool:
+    return isinstance(rate, numbers.Real) and float(rate) == 0
+
+
+def _check(key: jax.Array, x: jax.Array, rate: Any) -> tuple[jax.Array, Rate]:
+    """Checks the shared arguments; returns the key in typed form, and bounds as a tuple."""
     if isinstance(rate, list):
         rate = tuple(rate)
-    bounds = rate if isinstance(rate, tuple) else (rate,)
-    if not all(0 <= b < 1 for b in bounds if _is_number(b)):
+    numeric = [float(b) for b in _bounds(rate) if isinstance(b, numbers.Real)]
+    if not all(0 <= b < 1 for b in numeric):
         raise ValueError(f"rate must be in [0, 1), got {rate}")
-    if isinstance(rate, tuple) and (
-        len(rate) != 2 or (all(map(_is_number, rate)) and rate[0] > rate[1])
-    ):
+    if isinstance(rate, tuple) and (len(rate) != 2 or numeric != sorted(numeric)):
         raise ValueError(f"a random rate must be (low, high) with low <= high, got {rate}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be floating-point, got {x.dtype}")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)  # a key of the older, raw uint32 kind
+        key = jax.random.wrap_key_data(key)  # a legacy uint32 key
     if key.shape != x.shape[: key.ndim]:
         raise ValueError(f"the shape of the keys, {key.shape}, must be a prefix of x's, {x.shape}")
     return key, rate
 
 
-def _over_keys(key: Array, fn: Callable[[Array], Array]) -> Array:
+def _over_keys(key: jax.Array, fn: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Maps ``fn``, a function of one key, over an array of keys of any rank."""
     for _ in range(key.ndim):
         fn = jax.vmap(fn)
     return fn(key)
 
 
-def _uniform(key: Array, shape: tuple[int, ...]) -> Array:
-    """Uniform numbers of ``shape``, float32 also in x64; each key fills its own slice.
+def _needs_24_bits(rate: Rate) -> bool:
+    # A random rate is judged by its upper bound: rounding merges its rates near 0, which harms nothing.
+    highest = _bounds(rate)[-1]
+    return not (isinstance(highest, numbers.Real) and _EXTREME <= float(highest) <= 1 - _EXTREME)
 
-    They lie in the middles of 2^16 intervals. Two come of one random word, whose making is what a mask
-    costs; a probability is off by 2^-17 at most.
+
+def _draw_rate(key: jax.Array, rate: Rate) -> jax.Array:
+    """Draws the rate of each key: float32 of shape ``key.shape``, or a scalar when the rate is fixed."""
+    if not isinstance(rate, tuple):
+        return jnp.asarray(rate, jnp.float32)
+    low, high = rate
+    rate_keys = _over_keys(key, lambda k: jax.random.fold_in(k, 0x7A7E))  # separate from the masks
+    middle = _uniform(rate_keys, key.shape, fine=False) + 2**-17  # of an interval of 2^-16
+    return jnp.asarray(low + (high - low) * middle, jnp.float32)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], fine: bool) -> jax.Array:
+    """Draws uniform multiples of 2^-16 (if fine, 2^-24) in [0, 1), float32 even in x64.
+
+    Each key fills its own slice of ``shape``. The fine numbers extend the coarse ones.
     """
-    of_key = shape[key.ndim :]
-    size = math.prod(of_key)
+    shape_per_key = shape[key.ndim :]
+    size = math.prod(shape_per_key)
 
     def fill(key):
-        words = jax.random.bits(key, (size + 1) // 2, jnp.uint32)
+        words = jax.random.bits(key, ((size + 1) // 2,), jnp.uint32)
         halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
-        return (halves.reshape(of_key).astype(jnp.float32) + 0.5) / 2**16
+        uniform = halves.astype(jnp.float32) / 2**16
+        if fine:
+            low_bits = jax.random.bits(jax.random.fold_in(key, 0xB175), (size,), jnp.uint8)
+            uniform += low_bits.astype(jnp.float32) / 2**24
+        return uniform.reshape(shape_per_key)
 
     return _over_keys(key, fill)
 
 
-def _draw_rate(key: Array, rate: Rate) -> Array:
-    """The rate of each key, float32 of shape ``key.shape`` (or a scalar when the rate is fixed)."""
-    if not isinstance(rate, tuple):
-        return jnp.asarray(rate, jnp.float32)
-    low, high = rate
-    of_rate = _over_keys(key, lambda k: jax.random.fold_in(k, 0x7A7E))  # not the masks' own stream
-    return low + (high - low) * _uniform(of_rate, key.shape)
+def _cumulative_probability(count: int, rate: jax.Array, fine: bool) -> jax.Array:
+    """Computes ``count * (1 - rate)``, rounded to a multiple of what ``_uniform`` resolves."""
+    keep = 1 - rate
+    probability = jnp.ceil(count * keep * 2**16 - 0.5) / 2**16
+    if fine:
+        extreme = (rate < _EXTREME) | (rate > 1 - _EXTREME)
+        keep = jnp.maximum(keep, 2**-24)
+        probability = jnp.where(extreme, jnp.round(count * keep * 2**24) / 2**24, probability)
+    return jnp.minimum(probability, 1.0)
 
 
-def _expand(rate: Array, x: Array) -> Array:
-    return rate.reshape(rate.shape + (1,) * (x.ndim - rate.ndim))
+def _expand(per_key: jax.Array, x: jax.Array) -> jax.Array:
+    return per_key.reshape(per_key.shape + (1,) * (x.ndim - per_key.ndim))
 
 
-def _scale(x: Array, rate: Rate, rate_of_key: Array) -> Array:
-    """``1 / (1 - rate)``, rounded to the dtype of ``x`` only once."""
-    if _is_number(rate):
-        return jnp.asarray(1 / (1 - rate), x.dtype)
-    return _expand((1 / (1 - rate_of_key)).astype(x.dtype), x)
-
-
-def _keep(x: Array, mask: Array, scale: Array) -> Array:
-    return jnp.where(mask, x * scale, jnp.zeros((), x.dtype))
+def _apply(mask: jax.Array, x: jax.Array, probability: jax.Array) -> jax.Array:
+    """Scales ``x`` by ``1 / probability``, rounded to its dtype once, where ``mask`` is True."""
+    wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    scaled = x.astype(wide) * _expand(1 / probability.astype(wide), x)
+    return jnp.where(mask, scaled.astype(x.dtype), jnp.zeros((), x.dtype))

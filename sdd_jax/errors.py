@@ -1,50 +1,69 @@
-"""What ends a program and is said in one line: bad input, and what fails while it runs."""
+"""Errors reported in one line, without a traceback."""
 
 import contextlib
 from collections.abc import Iterator
 
-LONGEST = 1000  # characters; what is longer holds somebody's file, or a value that went wrong
+MAX_LENGTH = 1000  # characters; a longer message quotes a file or a corrupt value
 
 
 class Failure(Exception):
-    """The command line prints the message without a traceback, and exits with ``status``.
+    """Ends the command line with a one-line message and exit status ``status``.
 
-    Whatever values and errors of other libraries the message quotes, it is one line that can be printed.
+    Line breaks and unprintable characters in the message are replaced.
     """
 
     status = 1
 
     def __init__(self, message: str):
         line = " ".join(message.splitlines())
-        if len(line) > LONGEST:
-            line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+        if len(line) > MAX_LENGTH:
+            line = f"{line[: MAX_LENGTH // 2]} ... {line[-MAX_LENGTH // 2 :]}"
         super().__init__(line.encode(errors="backslashreplace").decode())
 
 
 class InputError(Failure, ValueError):
-    """The user's input cannot be used."""
+    """The user's input cannot be used.
+
+    A layer names its own argument; the caller that knows where the argument came from adds the path
+    with :func:`within`, so that ``rate: must be in [0, 1), got 2`` is reported as
+    ``config.sd_dropout.rate: must be in [0, 1), got 2``.
+
+    Args:
+      reason: the rule and the received value.
+      field: name or dotted path of the input; empty if the reason names it.
+    """
 
     status = 2
 
+    def __init__(self, reason: str, *, field: str = ""):
+        self.reason, self.field = reason, field
+        super().__init__(f"{field}: {reason}" if field else reason)
+
 
 class WriteError(Failure):
-    """Something cannot be written: the disk is full, or read-only, or nobody reads the output."""
+    """A file or the standard output cannot be written."""
 
 
-def check(ok: bool, field: str, value: object, allowed: str) -> None:
+def require(ok: bool, field: str, value: object, allowed: str) -> None:
     """Raises ``InputError("FIELD: must be ALLOWED, got VALUE")`` unless ``ok``."""
     if not ok:
-        raise InputError(f"{field}: must be {allowed}, got {value!r}")
+        raise InputError(f"must be {allowed}, got {value!r}", field=field)
 
 
 @contextlib.contextmanager
-def writing(what: object) -> Iterator[None]:
-    """Around what writes ``what``.
+def within(section: str) -> Iterator[None]:
+    """Prefixes the field of every :class:`InputError` raised inside with ``section``."""
+    try:
+        yield
+    except InputError as error:
+        field = ".".join(filter(None, (section, error.field)))
+        raise InputError(error.reason, field=field) from error.__cause__
 
-    Raises:
-      WriteError: the system does not let it; the message has its reason.
-    """
+
+@contextlib.contextmanager
+def writing(target: object) -> Iterator[None]:
+    """Converts an ``OSError`` raised while writing ``target`` to a :class:`WriteError`."""
     try:
         yield
     except OSError as error:
-        raise WriteError(f"{what} cannot be written: {error.strerror or error}") from error
+        raise WriteError(f"{target} cannot be written: {error.strerror or error}") from error

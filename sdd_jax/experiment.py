@@ -1,13 +1,11 @@
-"""From a config to its parts: everything that can be wrong with the input is found here.
-
-Nothing is compiled yet.
-"""
+"""From a config to the parts of a run; rules between fields. Nothing is compiled here."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import os
+import pathlib
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,46 +13,50 @@ import optax
 from ml_collections import ConfigDict
 
 from sdd_jax import data, models, objectives
-from sdd_jax.config import complete
-from sdd_jax.data import augment
+from sdd_jax.config import complete, is_operational
+from sdd_jax.data import images
 from sdd_jax.data.engines import Engine, engines
-from sdd_jax.errors import InputError, check
-from sdd_jax.evaluation.checks import build as build_check
-from sdd_jax.evaluation.checks import checks
-from sdd_jax.parallel import AXIS
-from sdd_jax.trained import load_teacher
+from sdd_jax.devices import AXIS
+from sdd_jax.dropout import exclusive_masks_fit
+from sdd_jax.errors import InputError, require, within
+from sdd_jax.evaluation import EvaluationSetup
+from sdd_jax.prng import example_keys, stream_key
+from sdd_jax.runs import TrainedNetwork, load_trained_network, read_config
 from sdd_jax.training import durations
-from sdd_jax.training.optimizer import sgd
-from sdd_jax.training.random import example_keys, stream_key
+from sdd_jax.training.optimizers import Optimizer, optimizers
 from sdd_jax.training.schedules import schedules
 from sdd_jax.training.state import TrainState, create
 
 PERTURBATION = 0.2  # probability of a black pixel in perturbed inputs (Rota Bulo et al., 2016)
-REFERENCE_INPUTS = 256
+NUM_SAMPLE_INPUTS = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """What an evaluation needs of a config: the data and the network."""
+class Experiment:
+    """The parts of a training run.
+
+    Attributes:
+      config: complete.
+      setup: data set and network, as an evaluation needs them.
+      examples: the training examples of ``config.inputs``.
+      engine: supplies the batches.
+      objective: what a step minimises.
+      schedule: learning rate by step.
+      optimizer: gradient transformation and parameter average.
+      total_steps: length of the run.
+      log_every: steps between lines of the log.
+      eval_every: steps between evaluations.
+      checkpoint_every: steps between checkpoints.
+      steps_per_call: training steps in one dispatch.
+    """
 
     config: ConfigDict
-    dataset: data.Dataset
-    model: nn.Module
-
-    def normalise(self, images: jax.Array) -> jax.Array:
-        """uint8 images to the network's input, by the data set's mean and standard deviation."""
-        return augment.normalise(images, self.dataset.mean, self.dataset.std)
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment(Subject):
-    """What a training run needs of a config."""
-
+    setup: EvaluationSetup
     examples: data.Split
     engine: Engine
     objective: objectives.Objective
     schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     total_steps: int
     log_every: int
     eval_every: int
@@ -63,117 +65,95 @@ class Experiment(Subject):
 
     def create_state(self) -> TrainState:
         """The state before the first step."""
+        dataset, memory = self.setup.dataset, None
+        if self.objective.memory is not None:
+            memory = self.objective.memory.create(
+                jnp.asarray(self.examples.labels), dataset.num_classes, self.config.batch_size
+            )
         return create(
-            self.model,
+            self.setup.model,
             self.optimizer,
             seed=self.config.seed,
-            image_shape=self.dataset.image_shape,
+            image_shape=dataset.image_shape,
             initialise=self.objective.initialise,
             auxiliary=self.objective.auxiliary,
-            memory=self._initial_memory(),
-        )
-
-    def _initial_memory(self):
-        if self.objective.memory is None:
-            return None
-        labels = jnp.asarray(self.examples.labels)
-        return self.objective.memory.create(
-            labels, self.dataset.num_classes, self.config.batch_size
+            memory=memory,
         )
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes and dtypes of the state; the first look traces the network."""
+        """Shapes and dtypes of the state; the first access traces the network."""
         return jax.eval_shape(self.create_state)
 
-    def references(self) -> dict[str, float]:
-        """The objective's figures that hold for the whole run, from the first training inputs."""
-        if self.objective.references is None:
-            return {}
-        images = np.asarray(self.examples.images[:REFERENCE_INPUTS])
-        position = jnp.arange(len(images))
-        keys = example_keys(self.config.seed, "references", jnp.int32(0), position)
-        images = jax.jit(self.prepare)(keys, images)
-        return self.objective.references(images, stream_key(self.config.seed, "references"))
+    def constants(self) -> Any:
+        """The objective's constants, from the first training inputs; None without any."""
+        if self.objective.constants is None:
+            return None
+        raw = np.asarray(self.examples.images[:NUM_SAMPLE_INPUTS])
+        # The name of the stream is part of the run: another name would give other figures.
+        keys = example_keys(self.config.seed, "references", jnp.int32(0), jnp.arange(len(raw)))
+        prepared = jax.jit(self.prepare)(keys, raw)
+        return self.objective.constants(prepared, stream_key(self.config.seed, "references"))
 
-    def prepare(self, keys: jax.Array, images: jax.Array) -> jax.Array:
-        """uint8 images to augmented and normalised ones, by one key each."""
-        options = self.config.augment
-        augmented = augment.augment(
+    def prepare(self, keys: jax.Array, raw: jax.Array) -> jax.Array:
+        """Augments and normalises uint8 images, by one key each."""
+        options, dataset = self.config.augment, self.setup.dataset
+        augmented = images.augment(
             keys,
-            images,
+            raw,
             pad=options.pad,
             flip=options.flip,
             drop_pixels=PERTURBATION if self.config.inputs == "perturbed" else 0.0,
         )
-        return self.normalise(augmented)
+        return images.normalise(augmented, dataset.mean, dataset.std)
 
 
-def load_subject(config: ConfigDict) -> Subject:
-    """Loads the data and builds the network.
+def load_setup(config: ConfigDict) -> EvaluationSetup:
+    """Loads the data and builds the network of a complete config.
 
     Raises:
       InputError: the config cannot be used.
     """
-    check(
-        config.eval.batch_size >= 1, "config.eval.batch_size", config.eval.batch_size, "at least 1"
-    )
-    for name in checks.names():
-        build_check(name, config.eval.to_dict())
-    dataset = data.load(config.dataset)
+    with within("config.dataset"):
+        dataset = data.load(**config.dataset)
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
-    return Subject(config, dataset, model)
+    term = config.sd_dropout
+    mean_rate = sum(term.random_rate) / 2 if term.random_rate else term.rate
+    return EvaluationSetup(
+        model=model,
+        dataset=dataset,
+        seed=config.seed,
+        batch_size=config.eval.batch_size,
+        load_dataset=lambda name: data.load_other(name, config.dataset),
+        load_teacher=(lambda: _load_teacher(config, dataset)) if config.teacher else None,
+        sd_dropout_rate=mean_rate if term.weight else 0.0,
+    )
 
 
 def load_experiment(config: ConfigDict) -> Experiment:
-    """Loads the data and builds all that training needs.
+    """Loads the data and builds everything that training needs.
 
     Raises:
       InputError: the config cannot be used.
     """
     config = complete(config)
-    batch_size, devices = config.batch_size, jax.device_count()
-    check(config.seed >= 0, "config.seed", config.seed, "0 or more")
-    check(batch_size >= 1, "config.batch_size", batch_size, "at least 1")
-    check(
-        batch_size % devices == 0,
-        "config.batch_size",
-        batch_size,
-        f"a multiple of the {devices} devices",
-    )
-    check(config.steps_per_call >= 0, "config.steps_per_call", config.steps_per_call, "0 or more")
-    check(
-        config.keep_checkpoints >= 1,
-        "config.keep_checkpoints",
-        config.keep_checkpoints,
-        "at least 1",
-    )
-    learning_rate = config.optimizer.learning_rate
-    check(learning_rate > 0, "config.optimizer.learning_rate", learning_rate, "greater than 0")
-    subject = load_subject(config)
-    augment.check_options(config.augment, subject.dataset.image_shape)
+    _check_fields(config)
+    setup = load_setup(config)
+    dataset, model = setup.dataset, setup.model
     objective = objectives.build(
         config.objective,
         config.sd_dropout,
-        model=subject.model,
-        image_shape=subject.dataset.image_shape,
+        model=model,
+        image_shape=dataset.image_shape,
         axis_name=AXIS,
-        load_teacher=lambda: load_teacher(config.teacher, subject.dataset, config.dataset),
+        load_teacher=lambda: _load_teacher(config, dataset),
     )
-    if config.teacher and objective.constants is None:
-        name = config.objective.name
-        raise InputError(f"config.teacher: must be empty, config.objective {name!r} has no teacher")
-    examples = _inputs(subject, objective)
-    check(
-        batch_size <= len(examples),
-        "config.batch_size",
-        batch_size,
-        f"at most {len(examples)}, the images in train",
-    )
+    examples = _training_examples(config, dataset, objective)
+    _check_parts(config, setup, objective, examples)
     engine = engines.build(
         config.engine,
         split=examples,
-        batch_size=batch_size,
+        batch_size=config.batch_size,
         sampler=objective.sampler,
         seed=config.seed,
     )
@@ -184,47 +164,137 @@ def load_experiment(config: ConfigDict) -> Experiment:
         )
 
     total_steps = to_steps("duration", config.duration)
-    schedule: Callable = schedules.build(
-        config.schedule,
-        learning_rate=learning_rate,
-        total_steps=total_steps,
-        to_steps=lambda option, duration: to_steps(f"schedule.{option}", duration, at_least=0),
-    )
+
+    def schedule(learning_rate: float) -> optax.Schedule:
+        return schedules.build(
+            config.schedule,
+            learning_rate=learning_rate,
+            total_steps=total_steps,
+            to_steps=lambda option, duration: to_steps(f"schedule.{option}", duration, at_least=0),
+        )
+
     experiment = Experiment(
-        **vars(subject),
+        config=config,
+        setup=setup,
         examples=examples,
         engine=engine,
         objective=objective,
-        schedule=schedule,
-        optimizer=sgd(config.optimizer, schedule),
+        schedule=schedule(config.optimizer.learning_rate),
+        optimizer=optimizers.build(config.optimizer, schedule=schedule),
         total_steps=total_steps,
         log_every=to_steps("log_every", config.log_every),
         eval_every=to_steps("eval_every", config.eval_every),
         checkpoint_every=to_steps("checkpoint_every", config.checkpoint_every),
         steps_per_call=config.steps_per_call or engine.steps_per_call,
     )
-    _ = experiment.abstract_state  # does the network take the images, and the initial values?
+    with within("config.model"):
+        _ = experiment.abstract_state  # traces the network: does it take these images?
     return experiment
 
 
-def _inputs(subject: Subject, objective: objectives.Objective) -> data.Split:
+# ------------------------------------------------------------------------- rules between fields
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Rules that the config alone decides."""
+    term = config.sd_dropout
+    low_high = tuple(term.random_rate)
+    require(
+        len(low_high) in (0, 2) and low_high == tuple(sorted(low_high)),
+        "config.sd_dropout.random_rate",
+        low_high,
+        "empty or (low, high) with 0 <= low <= high < 1",
+    )
+    lowest = min(low_high, default=term.rate)
+    require(
+        not term.exclusive or exclusive_masks_fit(term.num_samples, lowest),
+        "config.sd_dropout.exclusive",
+        True,
+        f"False, or num_samples * (1 - rate) at most 1, not {term.num_samples} * (1 - {lowest})",
+    )
+    require(
+        config.batch_size % jax.device_count() == 0,
+        "config.batch_size",
+        config.batch_size,
+        f"a multiple of the {jax.device_count()} devices",
+    )
+
+
+def _check_parts(
+    config: ConfigDict,
+    setup: EvaluationSetup,
+    objective: objectives.Objective,
+    examples: data.Split,
+) -> None:
+    """Rules between the config and the data, the network and the objective."""
+    with within("config.augment"):
+        images.check_crop(config.augment.pad, setup.dataset.image_shape)
+    num_stages = setup.model.num_stages()
+    require(
+        config.sd_dropout.position <= num_stages,
+        "config.sd_dropout.position",
+        config.sd_dropout.position,
+        f"0 (the features) or one of the network's {num_stages} stages",
+    )
+    name = config.objective.name
+    if config.teacher and objective.constants is None:
+        raise InputError(
+            f"must be empty, config.objective {name!r} has no teacher", field="config.teacher"
+        )
+    require(
+        config.batch_size <= len(examples),
+        "config.batch_size",
+        config.batch_size,
+        f"at most {len(examples)}, the number of training images",
+    )
+    require(
+        config.batch_size % objective.batch_multiple == 0,
+        "config.batch_size",
+        config.batch_size,
+        f"a multiple of {objective.batch_multiple} for config.objective {name!r}",
+    )
+
+
+def _training_examples(
+    config: ConfigDict, dataset: data.Dataset, objective: objectives.Objective
+) -> data.Split:
     """The examples of ``config.inputs``."""
-    inputs, train = subject.config.inputs, subject.dataset.splits["train"]
-    kind, _, name = inputs.partition(":")
-    if inputs in ("train", "perturbed"):
-        return train
+    kind, _, name = config.inputs.partition(":")
+    if config.inputs in ("train", "perturbed"):
+        return dataset.splits["train"]
     if kind != "unlabelled" or not name:
         raise InputError(
-            f"config.inputs: must be train, perturbed or unlabelled:NAME, got {inputs!r}"
+            f"must be train, perturbed or unlabelled:NAME, got {config.inputs!r}",
+            field="config.inputs",
         )
     if objective.uses_labels:
-        name = subject.config.objective.name
-        raise InputError(f"config.inputs: config.objective {name!r} needs labels, got {inputs!r}")
-    other = data.load_other(name, subject.config.dataset)
-    check(
-        other.image_shape == subject.dataset.image_shape,
+        raise InputError(
+            f"config.objective {config.objective.name!r} needs labels, got {config.inputs!r}",
+            field="config.inputs",
+        )
+    with within("config.inputs"):
+        other = data.load_other(name, config.dataset)
+    require(
+        other.image_shape == dataset.image_shape,
         f"config.inputs: images of {name}",
         other.image_shape,
-        f"{subject.dataset.image_shape}, as those of {subject.dataset.name}",
+        f"{dataset.image_shape}, as those of {dataset.name}",
     )
     return other.splits["train"]
+
+
+def _load_teacher(config: ConfigDict, dataset: data.Dataset) -> TrainedNetwork:
+    """The frozen teacher of a run, which must have been trained on the same data."""
+    field, workdir = "config.teacher", config.teacher
+    if not workdir:
+        raise InputError("must be the workdir of a finished run, got ''", field=field)
+    folder = pathlib.Path(os.path.expanduser(workdir))
+    teacher = complete(read_config(folder, field=field))
+    for name, ours in config.dataset.items():
+        theirs = teacher.dataset[name]
+        if ours != theirs and not is_operational(f"dataset.{name}"):
+            raise InputError(
+                f"{workdir} was trained with config.dataset.{name} {theirs!r}, this run has {ours!r}",
+                field=field,
+            )
+    return load_trained_network(folder, dataset, field=field)

@@ -1,18 +1,19 @@
-"""What several recipe cards share: the recipes of the two papers."""
-
-from collections.abc import Callable
+"""The recipes of the two papers, shared by the recipe cards."""
 
 from ml_collections import ConfigDict
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.data.engines import engines
+from sdd_jax.errors import InputError
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
 from sdd_jax.training.schedules import schedules
 
+METHODS = ("cs_kd", "ddgsd", "byot", "dml", "clean_student")
+
 
 def sd_dropout_cifar(dataset: str, model: str, argument: str) -> ConfigDict:
-    """The recipe of the SD-Dropout paper for CIFAR, to the letter.
+    """The recipe of the SD-Dropout paper for CIFAR.
 
     SGD at 0.1, momentum 0.9, weight decay 1e-4 on all parameters, batch 128, 200 epochs with the
     learning rate divided by 10 after 100 and 150, no warm-up; random crop with padding 4, flip.
@@ -20,7 +21,7 @@ def sd_dropout_cifar(dataset: str, model: str, argument: str) -> ConfigDict:
     Args:
       dataset: "cifar10" or "cifar100".
       model: a network in CIFAR form.
-      argument: "sd_dropout" (weight 1) or "ce" (weight 0); "runlocal" shrinks it for a laptop.
+      argument: words of the card, see :func:`_sd_dropout`.
     """
     config = _sd_dropout(dataset, model, "cifar", argument)
     config.dataset.mean = (0.4914, 0.4822, 0.4465)
@@ -32,15 +33,15 @@ def sd_dropout_cifar(dataset: str, model: str, argument: str) -> ConfigDict:
 def sd_dropout_fine_grained(dataset: str, model: str, argument: str) -> ConfigDict:
     """The recipe of the SD-Dropout paper for CUB-200-2011 and Stanford Dogs: as for CIFAR, batch 32.
 
-    Random crops of any size and shape resized to 224 pixels, flip; the test images' short side at 256,
-    224 in the middle; ImageNet's mean and standard deviation.
+    Random resized crops of 224 pixels, flip; for the test, the short side at 256 and the central crop of
+    224; ImageNet's mean and standard deviation.
 
     Args:
       dataset: "caltech_birds2011" or "stanford_dogs".
       model: a network in ImageNet form.
-      argument: "sd_dropout" (weight 1) or "ce" (weight 0); "runlocal" shrinks it for a laptop.
+      argument: words of the card, see :func:`_sd_dropout`.
     """
-    config = _of_any_size(_sd_dropout(dataset, model, "imagenet", argument), argument)
+    config = _photographs(_sd_dropout(dataset, model, "imagenet", argument), argument)
     config.batch_size = 32
     return config
 
@@ -52,9 +53,9 @@ def sd_dropout_imagenet(model: str, argument: str) -> ConfigDict:
 
     Args:
       model: a network in ImageNet form.
-      argument: "sd_dropout" (weight 1) or "ce" (weight 0); "runlocal" shrinks it for a laptop.
+      argument: words of the card, see :func:`_sd_dropout`.
     """
-    config = _of_any_size(_sd_dropout("imagenet2012", model, "imagenet", argument), argument)
+    config = _photographs(_sd_dropout("imagenet2012", model, "imagenet", argument), argument)
     config.batch_size = 256
     config.schedule.milestones = ("30 epochs", "60 epochs")
     config.duration = "1 epochs" if _is_local(argument) else "90 epochs"
@@ -63,21 +64,39 @@ def sd_dropout_imagenet(model: str, argument: str) -> ConfigDict:
 
 
 def _sd_dropout(dataset: str, model: str, stem: str, argument: str) -> ConfigDict:
-    """What the paper's recipes have in common."""
+    """The common part of the SD-Dropout paper's recipes.
+
+    Args:
+      dataset: name of the data set.
+      model: name of the network.
+      stem: its stem.
+      argument: "sd_dropout" (weight 1, the default); "ce" (cross-entropy alone); or one of ``METHODS``,
+        alone or with "sd_dropout" (weight 0.1). "runlocal" shrinks the run for a laptop.
+    """
+    words = _words(argument)
+    methods = sorted(words & {"ce", *METHODS})
+    if len(methods) > 1:
+        raise InputError(
+            f"must name one method, got {argument!r}", field="--config=CARD.py:ARGUMENT"
+        )
     local = _is_local(argument)
-    config = base.default()
+    config = configs.default()
     config.dataset.name = dataset
     config.augment.flip = True
     config.model = models.options(model, stem=stem, width=16 if local else 64)
-    config.sd_dropout.weight = 0.0 if "ce" in _words(argument) else 1.0
+    config.sd_dropout.weight = 1.0
+    if methods:
+        config.sd_dropout.weight = 0.1 if "sd_dropout" in words and methods != ["ce"] else 0.0
+    if methods and methods != ["ce"]:
+        config.objective = objectives.options(methods[0])
     config.schedule = schedules.options("step", milestones=("100 epochs", "150 epochs"))
     config.duration = "3 epochs" if local else "200 epochs"
     config.checkpoint_every = "1 epochs" if local else "10 epochs"
     return config
 
 
-def _of_any_size(config: ConfigDict, argument: str) -> ConfigDict:
-    """With photographs of any size, streamed, in the view of ImageNet's networks."""
+def _photographs(config: ConfigDict, argument: str) -> ConfigDict:
+    """Adds photographs of any size, streamed and cropped as for ImageNet."""
     config.dataset.image_size = 64 if _is_local(argument) else 224
     config.dataset.mean = (0.485, 0.456, 0.406)
     config.dataset.std = (0.229, 0.224, 0.225)
@@ -87,42 +106,25 @@ def _of_any_size(config: ConfigDict, argument: str) -> ConfigDict:
 
 
 def _words(argument: str) -> set[str]:
-    return base.arguments(argument, ("sd_dropout", "ce", "runlocal"))
+    return configs.words(argument, ("sd_dropout", "ce", *METHODS, "runlocal"))
 
 
 def _is_local(argument: str) -> bool:
     return "runlocal" in _words(argument)
 
 
-def beside_sd_dropout(
-    recipe: Callable[[str], ConfigDict], method: str, argument: str
-) -> ConfigDict:
-    """Another self-distillation method by the same recipe, alone or with SD-Dropout at weight 0.1.
-
-    Args:
-      recipe: one of the SD-Dropout paper's, from its argument.
-      method: the name of an objective.
-      argument: "sd_dropout" adds the term; "runlocal" as in the recipe.
-    """
-    words = base.arguments(argument, ("sd_dropout", "runlocal"))
-    config = recipe(",".join({"ce"} | words - {"sd_dropout"}))
-    config.objective = objectives.options(method)
-    config.sd_dropout.weight = 0.1 if "sd_dropout" in words else 0.0
-    return config
-
-
 def dropout_teacher(dataset: str, model: str) -> ConfigDict:
-    """What the Dropout-Distillation paper says of its teachers: SGD, momentum 0.9, L2, flips on CIFAR.
+    """The Dropout-Distillation paper's recipe for teachers: SGD, momentum 0.9, L2, flips on CIFAR.
 
-    It does not say the batch size, the strength of L2, the dropout rate ("typically 1/2") or the
-    preprocessing; here they are 128, 1e-4 or the network's own paper's, 1/2, and normalisation by the
-    training images' mean and standard deviation.
+    The paper does not state the batch size, the strength of L2, the dropout rate ("typically 1/2") or
+    the preprocessing. Here they are 128, 1e-4 or the value of the network's own paper, 1/2, and
+    normalisation by the training images' mean and standard deviation.
 
     Args:
       dataset: "mnist", "cifar10" or "cifar100".
       model: one of the paper's networks.
     """
-    config = base.default()
+    config = configs.default()
     config.dataset.name = dataset
     config.augment.flip = dataset != "mnist"
     config.model = models.options(model, dropout_rate=0.5)
@@ -162,7 +164,7 @@ def all_conv_teacher(dataset: str) -> ConfigDict:
 
 
 def nin_teacher(dataset: str) -> ConfigDict:
-    """Network in Network: the learning rate is divided by 10 twice; when, is our choice."""
+    """Network in Network: the learning rate is divided by 10 twice; the epochs are our choice."""
     config = dropout_teacher(dataset, "nin")
     config.optimizer.learning_rate = 0.05
     config.schedule = schedules.options("step", milestones=("200 epochs", "250 epochs"))
@@ -175,13 +177,13 @@ def distilled(
 ) -> ConfigDict:
     """The student of a teacher: the same network, from the teacher's parameters, without dropout.
 
-    20 epochs at the teacher's last learning rate and 10 at a tenth of it, one mask for each image at
-    each step; the data as in the teacher's run.
+    20 epochs at the teacher's last learning rate and 10 at a tenth of it, one mask per image and step;
+    the data of the teacher's run.
 
     Args:
       teacher: the config of the teacher's run.
-      workdir: of the teacher's run, where the command line does not say otherwise.
-      last_learning_rate: with which the teacher's training ended.
+      workdir: default workdir of the teacher's run.
+      last_learning_rate: learning rate at the end of the teacher's training.
       inputs: "perturbed" (the paper's default), "train" or "unlabelled:NAME".
     """
     config = teacher

@@ -1,14 +1,13 @@
-"""One seam for everything that a config chooses by name.
+"""Named functions selected by a config, with options from their signatures.
 
-A registry belongs to a package. A module in that package adds an entry by decorating a function::
+A registry belongs to a package or module. A module in that package adds an entry with a decorator::
 
     @models.register("my_net")
-    def my_net(*, num_classes, width=64):
-        ...
+    def my_net(*, num_classes, width: Size = 64): ...
 
-The module is found by being there; nobody else's file changes. (A user's own file registers the same
-way, from anywhere.) The function's keyword arguments with a default are the options a config may set;
-of which type, the annotation says, or else the default.
+Every module of the package is imported on first use, so a new entry is a new file. A user's own file
+registers in the same way from outside the package. The keyword arguments with a default are the options
+that a config can set, see :mod:`sdd_jax.options`.
 """
 
 import importlib
@@ -17,29 +16,31 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sdd_jax.errors import InputError
-from sdd_jax.values import kind_of, plain
+from sdd_jax import options as option_types
+from sdd_jax.errors import InputError, within
 
 
 class Registry:
     """Functions by name, with their options checked against their signatures.
 
     Args:
-      package: dotted name of the package whose modules hold the entries.
-      field: the config field that chooses an entry, for messages, e.g. ``config.model``.
-      options_field: the section that holds the entries' options, if it is another.
+      package: dotted name of the package, or module, whose modules hold the entries.
+      selector: the config section with the name and the options, as in ``model``; or the command-line
+        flag with the name, as in ``--checks``.
+      options: the config section with the options, if it is another.
     """
 
-    def __init__(self, package: str, field: str, options_field: str = ""):
-        self._package, self._field = package, field
-        self._options_field = options_field or field
-        # A flag names an entry itself, a section of the config has a field for it.
-        self._name_field = field if field.startswith("--") else f"{field}.name"
+    def __init__(self, package: str, selector: str, *, options: str = ""):
+        self._package = package
+        flag = selector.startswith("--")
+        self._selector = selector if flag else f"config.{selector}"
+        self._name_field = selector if flag else f"config.{selector}.name"
+        self._options_field = f"config.{options}" if options else self._selector
         self._entries: dict[str, Callable] = {}
         self._complete = False
 
     def register(self, name: str) -> Callable[[Callable], Callable]:
-        """Decorator: makes the function known as ``name``."""
+        """Decorator: registers the function as ``name``."""
 
         def add(function: Callable) -> Callable:
             if name in self._entries:
@@ -52,9 +53,9 @@ class Registry:
     def names(self) -> list[str]:
         """All names, sorted."""
         if not self._complete:
-            self._complete = True  # also if a module fails: a second try would register twice
+            self._complete = True  # set first: after a failed import, a retry would register twice
             package = importlib.import_module(self._package)
-            for module in pkgutil.iter_modules(package.__path__):
+            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
                 importlib.import_module(f"{self._package}.{module.name}")
         return sorted(self._entries)
 
@@ -66,7 +67,7 @@ class Registry:
         """
         if name not in self.names():
             raise InputError(
-                f"{self._name_field}: must be one of {', '.join(self.names())}, got {name!r}"
+                f"must be one of {', '.join(self.names())}, got {name!r}", field=self._name_field
             )
         return self._entries[name]
 
@@ -74,48 +75,39 @@ class Registry:
         """``{"name": name, option: default, ...}``, ready for a config, with some values replaced.
 
         Raises:
-          InputError: unknown name, an option that the function does not have, or a value of another
-            type.
+          InputError: unknown name or option, or a value of another type or outside its range.
         """
-        defaults = {key: parameter.default for key, parameter in self._options(name).items()}
-        return {"name": name} | defaults | self._checked(name, overrides)
+        defaults = option_types.defaults(self.get(name))
+        return {"name": name} | defaults | self._validated(name, overrides)
 
     def build(self, options: Mapping[str, Any], **context: Any) -> Any:
         """Calls the function that ``options["name"]`` names.
 
         Args:
           options: ``name`` and any of the function's options.
-          **context: what the program provides; those that the function has a parameter for are passed.
+          **context: arguments from the program; the function gets those that it has a parameter for.
 
         Raises:
-          InputError: as ``options``.
+          InputError: as :meth:`options`, or raised by the function; the message names the config field.
         """
         options = dict(options)
         name = options.pop("name", None)
         function = self.get(name)
         parameters = inspect.signature(function).parameters
         provided = {key: value for key, value in context.items() if key in parameters}
-        return function(**self._checked(name, options), **provided)
+        validated = self._validated(name, options)
+        with within(self._options_field):
+            return function(**validated, **provided)
 
-    def _options(self, name: str) -> dict[str, inspect.Parameter]:
-        parameters = inspect.signature(self.get(name)).parameters
-        return {k: p for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
-
-    def _checked(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options, if the function has them, with values of the types that it says."""
-        known = self._options(name)
-        unknown = sorted(map(str, set(given) - set(known)))
+    def _validated(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        function = self.get(name)
+        known = option_types.defaults(function)
+        unknown = sorted(map(str, set(values) - set(known)))
         if unknown:
-            takes = ", ".join(sorted(known)) or "no options"
             raise InputError(
-                f"{self._options_field}.{unknown[0]}: {name!r} has no such option, it takes {takes}; to "
-                f"replace all options at once: --{self._field}=\"{{'name': '{name}'}}\""
+                f"{name!r} has no such option; expected {', '.join(sorted(known)) or 'no options'}; to "
+                f"replace all options at once: --{self._selector}=\"{{'name': '{name}'}}\"",
+                field=f"{self._options_field}.{unknown[0]}",
             )
-        return {
-            key: plain(
-                f"{self._options_field}.{key}",
-                value,
-                kind_of(known[key].default, known[key].annotation),
-            )
-            for key, value in given.items()
-        }
+        with within(self._options_field):
+            return option_types.validate(function, values)

@@ -1,4 +1,4 @@
-"""Every test sees four CPU devices."""
+"""Four CPU devices, strict promotion, and data that several folders of tests share."""
 
 import io
 import pathlib
@@ -8,25 +8,41 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdd_jax.devices import let_cpu_collectives_wait
+
+let_cpu_collectives_wait()
 jax.config.update("jax_num_cpu_devices", 4)  # before the backend starts
-jax.config.update("jax_disable_most_optimizations", True)  # tests compile more than they compute
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--optimized",
+        action="store_true",
+        help="with all of XLA's optimizations; without, tests compile in half the time",
+    )
+
+
+def pytest_configure(config):
+    jax.config.update("jax_disable_most_optimizations", not config.getoption("--optimized"))
+
+
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
-    """The checkout, with train.py, eval.py and configs."""
+    """The repository, with train.py, eval.py and configs."""
     return ROOT
 
 
 @pytest.fixture
 def tiny_config():
     """A run of a few seconds: digits, a small MLP, SD-Dropout, 8 steps an epoch."""
-    from sdd_jax import config as base
+    from sdd_jax import config as configs
     from sdd_jax.models import models
 
-    config = base.default()
+    config = configs.default()
     config.augment.pad = 1
     config.model = models.options("mlp", width=16, depth=1)
     config.optimizer.learning_rate = 0.05

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from sdd_jax.evaluation.run import evaluate_workdir
+from sdd_jax.evaluate import evaluate_workdir
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from benchmarks.measure import load_card
-from sdd_jax import config as base
-from sdd_jax import models
+from sdd_jax import config as configs
+from sdd_jax import models, recipes
 from sdd_jax.errors import InputError
 
 
@@ -16,7 +16,7 @@ def test_every_card_is_complete_and_says_where_it_comes_from(root):
     cards = sorted(root.glob("configs/*.py"))
     assert len(cards) >= 3
     for card in cards:
-        config = base.complete(load_card(f"configs/{card.name}"))
+        config = configs.complete(load_card(f"configs/{card.name}"))
         models.build(config.model, num_classes=10)
         text = card.read_text()
         assert "Paper " in text, card
@@ -28,9 +28,9 @@ def test_the_papers_cifar_recipe(dataset):
     config = load_card(f"configs/{dataset}_resnet18.py")
     assert config.dataset.name == dataset
     assert (config.augment.pad, config.augment.flip) == (4, True)
-    assert config.optimizer.to_dict() == {
-        "learning_rate": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4
-    }  # fmt: skip
+    sgd = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": False}
+    sgd |= {"weight_decay": 1e-4, "decay": "coupled", "weight_decay_mask": "all"}
+    assert config.optimizer.to_dict() == sgd | {"clip_norm": 0.0, "ema": 0.0}
     assert config.schedule.milestones == ("100 epochs", "150 epochs")
     assert (config.schedule.factor, config.schedule.warmup) == (0.1, "0 steps")
     assert (config.batch_size, config.duration) == (128, "200 epochs")
@@ -70,49 +70,65 @@ def test_arguments_of_a_card_choose_the_objective_and_the_scale():
     config = load_card("configs/cifar100_resnet18.py:ce,runlocal")
     assert config.sd_dropout.weight == 0
     assert config.model.width == 16
-    with pytest.raises(InputError, match="must be of sd_dropout, ce, runlocal, got 'nope'"):
+    with pytest.raises(InputError, match="unknown argument 'nope'; expected sd_dropout or ce or"):
         load_card("configs/cifar100_resnet18.py:nope")
+    with pytest.raises(InputError, match="must name one method, got 'byot,dml'"):
+        load_card("configs/cifar100_resnet18.py:byot,dml")
+
+
+@pytest.mark.parametrize("card", ["cifar100_resnet18", "cub200_resnet18"])
+@pytest.mark.parametrize("method", recipes.METHODS)
+def test_a_method_is_an_argument_of_the_papers_cards(card, method):
+    alone, combined, plain = (
+        load_card(f"configs/{card}.py:{words}") for words in (method, f"{method},sd_dropout", "ce")
+    )
+    assert alone.objective.name == combined.objective.name == method
+    assert (alone.sd_dropout.weight, combined.sd_dropout.weight) == (0.0, 0.1)
+    assert plain.objective.name == "cross_entropy"
+    alone.objective = plain.objective
+    assert alone == plain
 
 
 def test_another_entry_replaces_the_whole_section():
-    config = base.default()
+    config = configs.default()
     config.model = {"name": "resnet18", "width": 16}
-    assert base.complete(config).model.stem == "cifar"
+    assert configs.complete(config).model.stem == "cifar"
     config.model = {"name": "resnet18", "depth": 2}
     with pytest.raises(InputError, match=r"config.model.depth: 'resnet18' has no such option"):
-        base.complete(config)
+        configs.complete(config)
     config.model = {"width": 16}
     with pytest.raises(InputError, match="config.model.name: must be one of .*got None"):
-        base.complete(config)
+        configs.complete(config)
 
 
 def test_the_record_of_an_earlier_version_gets_the_defaults_of_what_it_lacks():
-    record = base.default().to_dict()
+    record = configs.default().to_dict()
     del record["inputs"], record["eval"]["mc_samples"]
     record["dataset"]["mean"] = [0.5]  # as JSON gives it back
-    config = base.complete(ConfigDict(record))
+    config = configs.complete(ConfigDict(record))
     assert config.inputs == "train"
     assert config.eval.mc_samples == 100
     assert config.dataset.mean == (0.5,)
-    assert base.differences(config, base.complete(ConfigDict(record))) == []
+    assert configs.differences(config, configs.complete(ConfigDict(record))) == []
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (None, "config.nope: there is no such field; config has augment, batch_size"),
-        ("dataset", "config.dataset.nope: there is no such field; config.dataset has cache_dir"),
+        (None, "config.nope: unknown field; expected "),
+        ("dataset", "config.dataset.nope: unknown field; expected cache_dir, data_dir, "),
+        ("eval", "config.eval.nope: unknown field; expected batch_size, "),
     ],
 )
 def test_a_field_that_is_none_is_refused(section, message):
-    record = base.default().to_dict()
+    record = configs.default().to_dict()
     (record[section] if section else record)["nope"] = 1
     with pytest.raises(InputError, match=message):
-        base.complete(ConfigDict(record))
+        configs.complete(ConfigDict(record))
 
 
 def record_with(field, value):
-    record = base.default().to_dict()
+    record = configs.default().to_dict()
     *sections, key = field.split(".")
     part = record
     for section in sections:
@@ -134,6 +150,9 @@ def record_with(field, value):
         ("optimizer.weight_decay", math.inf, "weight_decay: must be a finite number .*got inf"),
         ("sd_dropout.temperature", 1e300, "temperature: must be a finite number of 32 bits"),
         ("sd_dropout.exclusive", 1, "config.sd_dropout.exclusive: must be True or False, got 1"),
+        ("dataset.num_classes", 2**31, r"config.dataset.num_classes: must be in \[0, 10000000\]"),
+        ("model.depth", 2**31 - 1, "config.model.depth: must be at most 1000, got 2147483647"),
+        ("model.width", 2**32 - 1, "config.model.width: must be at most 65536, got 4294967295"),
         ("duration", 3, "config.duration: must be a string, got 3"),
         ("imports", "mine.py", "config.imports: must be a list of strings, got 'mine.py'"),
         ("dataset.mean", (0.5, math.nan), "config.dataset.mean: must be a list of finite numbers"),
@@ -153,21 +172,47 @@ def record_with(field, value):
 )
 def test_a_value_of_another_type_is_refused_whatever_built_the_config(field, value, message):
     with pytest.raises(InputError, match=message):
-        base.complete(record_with(field, value))
+        configs.complete(record_with(field, value))
 
 
 def test_whole_numbers_are_numbers_lists_are_tuples_and_all_become_pythons_own():
-    assert base.complete(record_with("optimizer.learning_rate", 1)).optimizer.learning_rate == 1.0
-    assert base.complete(record_with("dataset.mean", [1, 0.5])).dataset.mean == (1.0, 0.5)
-    assert type(base.complete(record_with("seed", np.int64(7))).seed) is int
     assert (
-        type(base.complete(record_with("dataset.validation", np.float32(0.5))).dataset.validation)
+        configs.complete(record_with("optimizer.learning_rate", 1)).optimizer.learning_rate == 1.0
+    )
+    assert configs.complete(record_with("dataset.mean", [1, 0.5])).dataset.mean == (1.0, 0.5)
+    assert type(configs.complete(record_with("seed", np.int64(7))).seed) is int
+    assert (
+        type(
+            configs.complete(record_with("dataset.validation", np.float32(0.5))).dataset.validation
+        )
         is float
     )
     milestones = {"name": "step", "milestones": ["1 epochs"]}
-    assert base.complete(record_with("schedule", milestones)).schedule.milestones == ("1 epochs",)
+    assert configs.complete(record_with("schedule", milestones)).schedule.milestones == (
+        "1 epochs",
+    )
 
 
-def test_every_tuple_that_is_empty_by_default_says_what_it_holds():
-    empty = {f"config.{k}" for k, v in base._flat(base.default()).items() if v == []}
-    assert empty == set(base.ELEMENTS)
+def test_a_record_of_version_0_1_has_sgd_without_a_name():
+    record = configs.default().to_dict()
+    record["optimizer"] = {
+        "learning_rate": 0.2,
+        "momentum": 0.5,
+        "nesterov": True,
+        "weight_decay": 0.1,
+    }
+    optimizer = configs.complete(ConfigDict(record)).optimizer
+    assert optimizer.to_dict() | record["optimizer"] == optimizer.to_dict()
+    assert (optimizer.name, optimizer.ema) == ("sgd", 0.0)
+
+
+@pytest.mark.parametrize("section", ["", "dataset", "model", "optimizer", "sd_dropout", "eval"])
+def test_a_key_that_python_reserves_is_an_unknown_field(section):
+    record = configs.default().to_dict()
+    (record[section] if section else record)["__class__"] = 1
+
+    class Record:  # what a config of json may hold, but a ConfigDict cannot
+        to_dict = staticmethod(lambda: record)
+
+    with pytest.raises(InputError, match="__class__"):
+        configs.complete(Record)

@@ -1,19 +1,18 @@
-"""The registry: entries found by being there, their options checked against their signatures."""
+"""The registry: a new file is a new entry, its options are checked against its signature."""
 
-import re
 import sys
-from collections.abc import Sequence
 
 import pytest
 
-from sdd_jax.errors import InputError, check
+from sdd_jax.errors import InputError, require, within
 from sdd_jax.registry import Registry
 
 ENTRY = """
 from plugins.table import entries
+from sdd_jax.options import Size
 
 @entries.register({name!r})
-def entry(*, provided, size=3, mode="plain"):
+def entry(*, provided, size: Size = 3, mode="plain"):
     return ({name!r}, provided, size, mode)
 """
 
@@ -25,7 +24,7 @@ def entries(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "table.py").write_text(
-        "from sdd_jax.registry import Registry\nentries = Registry('plugins', 'config.plugin')\n"
+        "from sdd_jax.registry import Registry\nentries = Registry('plugins', 'plugin')\n"
     )
     for name in ("round", "flat"):
         (package / f"{name}_entry.py").write_text(ENTRY.format(name=name))
@@ -85,7 +84,7 @@ def test_unknown_name_is_an_input_error_that_lists_the_names(entries):
 
 
 def test_unknown_option_is_an_input_error_that_lists_the_options(entries):
-    message = r"config\.plugin\.colour: 'flat' has no such option, it takes mode, size"
+    message = r"config\.plugin\.colour: 'flat' has no such option; expected mode, size"
     with pytest.raises(InputError, match=message):
         entries.build({"name": "flat", "colour": "red"}, provided=None)
     with pytest.raises(InputError, match=message):
@@ -98,52 +97,40 @@ def test_what_the_program_provides_is_no_option(entries):
 
 
 def test_an_entry_without_options_says_so():
-    registry = Registry("sdd_jax.losses", "config.thing")
+    registry = Registry("sdd_jax.losses", "thing")
     registry.register("bare")(lambda: None)
     with pytest.raises(
-        InputError, match=r"config\.thing\.size: 'bare' has no such option, it takes no options"
+        InputError, match=r"config\.thing\.size: 'bare' has no such option; expected no options"
     ):
         registry.options("bare", size=1)
 
 
-def test_check_names_field_value_and_what_is_allowed():
-    check(True, "config.size", 3, "positive")
-    with pytest.raises(InputError, match=r"^config\.size: must be positive, got -3$"):
-        check(False, "config.size", -3, "positive")
+def test_options_outside_their_range_are_refused_with_the_path_of_the_field(entries):
+    for use in (entries.options, lambda name, **o: entries.build({"name": name} | o, provided=1)):
+        with pytest.raises(InputError, match=r"^config\.plugin\.size: must be at least 1, got 0$"):
+            use("flat", size=0)
 
 
-def test_options_have_the_type_of_their_annotation_or_else_of_their_default():
-    registry = Registry("sdd_jax.losses", "config.thing", options_field="config.part")
+def test_an_entry_names_its_own_arguments_and_the_registry_adds_the_path():
+    registry = Registry("sdd_jax.losses", "--thing", options="part")
 
-    @registry.register("typed")
-    def typed(
-        *,
-        rate: float = 1,
-        names: Sequence[str] = (),
-        sizes: tuple[int, ...] = (1,),
-        mode="plain",
-        either: float | None = None,
-        later: "float" = 0.5,
-    ):
-        return rate, names, sizes, mode, either, later
+    @registry.register("picky")
+    def picky(*, size=3):
+        require(size % 2 == 0, "size", size, "even")
+        raise InputError("'picky' needs more")
 
-    options = {"name": "typed", "rate": 0.5, "names": ["a"], "sizes": [2, 3], "either": "this"}
-    assert registry.build(options) == (0.5, ("a",), (2, 3), "plain", "this", 0.5)
-    assert registry.options("typed", rate=2)["rate"] == 2.0
-    for option, value, allowed in (
-        ("rate", "fast", "a finite number of 32 bits"),
-        ("rate", float("nan"), "a finite number of 32 bits"),
-        ("rate", False, "a finite number of 32 bits"),
-        ("names", "a", "a list of strings"),
-        ("names", (1,), "a list of strings"),
-        ("sizes", (1.5,), "a list of whole numbers of 32 bits"),
-        ("mode", 3, "a string"),
-        ("later", "soon", "a finite number of 32 bits"),
-    ):
-        message = f"^config.part.{option}: must be {allowed}, got {re.escape(repr(value))}$"
-        for use in (registry.options, lambda name, **o: registry.build({"name": name} | o)):
-            with pytest.raises(InputError, match=message):
-                use("typed", **{option: value})
+    with pytest.raises(InputError, match=r"^config\.part\.size: must be even, got 3$"):
+        registry.build({"name": "picky"})
+    with pytest.raises(InputError, match=r"^config\.part: 'picky' needs more$"):
+        registry.build({"name": "picky", "size": 2})
+    with pytest.raises(InputError, match="^--thing: must be one of picky, got 'other'$"):
+        registry.get("other")
+
+
+def test_an_input_error_gets_the_path_of_every_section_it_passes():
+    with pytest.raises(InputError, match=r"^config\.a\.b: must be 3, got 4$"), within("config.a"):
+        require(False, "b", 4, "3")
+    require(True, "b", 3, "3")
 
 
 def test_a_message_is_one_line_of_sensible_length_that_can_be_printed():

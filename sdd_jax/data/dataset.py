@@ -1,21 +1,23 @@
-"""A data set, checked: in memory, or stored as images of any size."""
+"""Image-classification data sets: loaded, validated, split and normalised."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
-from sdd_jax.data.sources import sources
-from sdd_jax.data.stored import StoredImages
-from sdd_jax.errors import InputError, check
+from sdd_jax.data import sources
+from sdd_jax.data.lazy_images import LazyImages
+from sdd_jax.errors import InputError, require
+from sdd_jax.options import Count
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images ``[N, H, W, C]`` uint8, perhaps not decoded yet, and labels ``[N]`` int32."""
+    """Images uint8 ``[N, H, W, C]``, in memory or decoded on demand, and their labels int32 ``[N]``."""
 
-    images: np.ndarray | StoredImages
+    images: np.ndarray | LazyImages
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -31,11 +33,11 @@ class Dataset:
     """An image-classification data set.
 
     Attributes:
-      name: as in the config.
+      name: the name it was loaded by.
       num_classes: K; labels are in [0, K).
-      splits: "train", "test" and, if the config cuts one from train, "validation".
-      mean: per channel, of pixels in [0, 1].
-      std: likewise.
+      splits: "train", "test" and, if one was held out, "validation".
+      mean: float32 ``[C]``, channel means of pixels in [0, 1].
+      std: float32 ``[C]``, channel standard deviations of pixels in [0, 1].
     """
 
     name: str
@@ -50,157 +52,169 @@ class Dataset:
         return self.splits["train"].images.shape[1:]
 
 
-def load(options: Mapping[str, Any]) -> Dataset:
-    """Loads the data set that a config names and checks it.
+def load(
+    *,
+    name: str = "digits",
+    data_dir: str = "",
+    cache_dir: str = "",
+    num_classes: Annotated[int, Interval(ge=0, le=10_000_000)] = 0,
+    validation: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    examples_per_class: Count = 0,
+    image_size: Annotated[int, Interval(ge=0, le=4096)] = 0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Dataset:
+    """Loads a data set and validates its arrays.
+
+    The signature is the section ``dataset`` of a config. Types and ranges are validated by the caller,
+    with :func:`sdd_jax.options.validate`.
 
     Args:
-      options: ``config.dataset``: ``name`` ("digits", "npz:PATH" or a tfds name), ``data_dir``,
-        ``cache_dir``, ``num_classes`` (0: from the data), ``validation`` (share of train),
-        ``examples_per_class`` (of train, 0 or not there: all; the same ones whatever the share of
-        validation), ``image_size`` (0, or not there: as stored, in memory), ``mean`` and ``std``
-        (empty: computed from train, which takes images in memory).
+      name: "digits", "photos", "npz:PATH", or a data set of TensorFlow Datasets such as "cifar100".
+      data_dir: folder of the data; empty: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``, and for npz
+        files the current folder.
+      cache_dir: folder for decoded tfds images; empty: ``~/.cache/sdd_jax``.
+      num_classes: number of classes; 0: as stated by the data.
+      validation: fraction of the training images held out, stratified by class. The held-out images do
+        not depend on the seed of a run.
+      examples_per_class: training images to keep of each class, the same ones for every value of
+        ``validation``; 0: all.
+      image_size: side in pixels of the crops taken from images of any size, which are then decoded on
+        demand; 0: images of one size, kept in memory as they are.
+      mean: channel means of pixels in [0, 1]; empty: computed from the training images. Required with
+        ``image_size``.
+      std: channel standard deviations, likewise.
+
+    Returns:
+      The data set.
 
     Raises:
-      InputError: the data set is unknown, absent, empty, or its arrays are not what they must be.
+      InputError: the data set is unknown, absent or empty, its arrays cannot be used, or an option does
+        not fit them.
     """
-    name, share = options["name"], options["validation"]
-    image_size, per_class = options.get("image_size", 0), options.get("examples_per_class", 0)
-    given_classes = options["num_classes"]
-    check(given_classes >= 0, "config.dataset.num_classes", given_classes, "0 or more")
-    check(0 <= share < 1, "config.dataset.validation", share, "in [0, 1)")
-    check(image_size >= 0, "config.dataset.image_size", image_size, "0 or more")
-    check(per_class >= 0, "config.dataset.examples_per_class", per_class, "0 or more")
-    for key in ("mean", "std") if image_size else ():
-        allowed = "3 numbers where config.dataset.image_size is set"
-        check(len(options[key]) == 3, f"config.dataset.{key}", options[key], allowed)
-    source, _, argument = name.partition(":")
-    if source not in sources.names():
-        source, argument = "tfds", name
-    arrays, num_classes = sources.build(
-        {"name": source},
-        argument=argument,
-        data_dir=options["data_dir"],
-        cache_dir=options["cache_dir"],
-        encoded=image_size > 0,
+    if image_size:
+        for field, value in (("mean", mean), ("std", std)):
+            require(len(value) == 3, field, value, "3 numbers where image_size is set")
+    arrays, stated_classes = sources.read(
+        name, data_dir=data_dir, cache_dir=cache_dir, encoded=image_size > 0
     )
-    num_classes, splits = given_classes or num_classes, {}
-    classes = f"[0, {num_classes})" + ", by config.dataset.num_classes" * (given_classes > 0)
+    allowed = f"[0, {num_classes}), by num_classes" if num_classes else f"[0, {stated_classes})"
+    num_classes = num_classes or stated_classes
+    splits = {}
     for split in ("train", "test"):
-        what, images = f"dataset {name}, {split}", arrays[f"{split}_images"]
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if isinstance(images, np.ndarray):
-            images = _checked_images(what, images)
+            images = _validated_images(split, images)
         if image_size:
-            images = StoredImages(images, image_size, what)
-        splits[split] = _checked(what, images, arrays[f"{split}_labels"], num_classes, classes)
-    train_shape, test_shape = (splits[s].images.shape[1:] for s in ("train", "test"))
+            images = LazyImages(images, image_size, f"dataset {name}, {split}")
+        labels = _validated_labels(split, labels, len(images), num_classes, allowed)
+        splits[split] = Split(images, labels)
+    train_shape, test_shape = (splits[split].images.shape[1:] for split in ("train", "test"))
     if train_shape != test_shape:
         raise InputError(
-            f"dataset {name}: images must have one size, got {train_shape} in train and "
-            f"{test_shape} in test"
+            f"images must have one size, got {train_shape} in train and {test_shape} in test"
         )
-    if share or per_class:
-        splits["train"], validation = _cut(splits["train"], share, per_class)
-        splits |= {"validation": validation} if share else {}
-    return Dataset(name, num_classes, splits, *_normalisation(options, splits["train"].images))
+    if validation or examples_per_class:
+        splits["train"], held_out = _hold_out(splits["train"], validation, examples_per_class)
+        splits |= {"validation": held_out} if validation else {}
+    mean_and_std = _normalisation(splits["train"].images, mean, std)
+    return Dataset(name, num_classes, splits, *mean_and_std)
 
 
 def load_other(name: str, options: Mapping[str, Any]) -> Dataset:
-    """Loads another data set from the folders, and in the image size, that ``config.dataset`` says.
+    """Loads all of another data set with the folders and the image size of the first.
+
+    Args:
+      name: the other data set, as for :func:`load`.
+      options: the options that the first was loaded with.
 
     Raises:
-      InputError: as ``load``.
+      InputError: as :func:`load`, without a field.
     """
-    whole = {"num_classes": 0, "validation": 0.0, "examples_per_class": 0}
-    other = dict(options) | whole | {"name": name}
-    if not options.get("image_size", 0):
-        other |= {"mean": (), "std": ()}  # its images need not have as many channels
-    return load(other)
+    whole = {"name": name, "num_classes": 0, "validation": 0.0, "examples_per_class": 0}
+    other: dict[str, Any] = {**options, **whole}
+    if not other.get("image_size"):
+        other |= {"mean": (), "std": ()}  # the number of channels may differ
+    try:
+        return load(**other)
+    except InputError as error:  # the caller knows where the name came from
+        raise InputError(error.reason) from error.__cause__
 
 
-def _checked_images(what: str, images: np.ndarray) -> np.ndarray:
-    """The images, if rank and dtype are right; grey ones without a channel axis get one."""
+def _require(ok: bool, array: str, value: object, allowed: str) -> None:
+    """Raises an InputError about an array, which is not the value of an option."""
+    if not ok:
+        raise InputError(f"{array} must be {allowed}, got {value}")
+
+
+def _validated_images(split: str, images: np.ndarray) -> np.ndarray:
+    """The images with a channel axis."""
     if images.ndim == 3:
         images = images[..., None]
-    check(images.ndim == 4, f"{what}: images", images.shape, "[N, H, W, C] or [N, H, W]")
-    check(images.dtype == np.uint8, f"{what}: images", str(images.dtype), "uint8")
-    check(images.shape[-1] in (1, 3), f"{what}: images", images.shape, "of 1 or 3 channels")
+    name, shape = f"{split} images", images.shape
+    _require(images.ndim == 4, name, shape, "[N, H, W, C] or [N, H, W]")
+    _require(images.dtype == np.uint8, name, images.dtype, "uint8")
+    _require(shape[-1] in (1, 3), name, shape, "of 1 or 3 channels")
     return images
 
 
-def _checked(
-    what: str,
-    images: np.ndarray | StoredImages,
-    labels: np.ndarray,
-    num_classes: int,
-    classes: str,
-) -> Split:
-    """The split, if there are images, and a label in range for each; ``classes`` is that, in words."""
-    check(len(images) > 0, f"{what}: images", images.shape, "at least one image")
-    check(
-        labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer),
-        f"{what}: labels",
-        f"{labels.dtype} {labels.shape}",
-        "integers [N]",
-    )
-    check(
-        len(labels) == len(images), f"{what}: labels", len(labels), f"{len(images)}, as the images"
-    )
+def _validated_labels(
+    split: str, labels: np.ndarray, num_images: int, num_classes: int, allowed: str
+) -> np.ndarray:
+    """The labels as int32; ``allowed`` states the range in words."""
+    name = f"{split} labels"
+    _require(num_images > 0, f"{split} images", num_images, "at least one")
+    integers = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    _require(integers, name, f"{labels.dtype} {labels.shape}", "integers [N]")
+    _require(len(labels) == num_images, name, len(labels), f"{num_images}, as the images")
     low, high = int(labels.min()), int(labels.max())
-    check(
-        low >= 0 and high < num_classes,
-        f"{what}: labels",
-        low if low < 0 else high,
-        f"in {classes}",
-    )
-    return Split(images, labels.astype(np.int32))
+    _require(low >= 0 and high < num_classes, name, low if low < 0 else high, f"in {allowed}")
+    return labels.astype(np.int32)
 
 
-def _cut(train: Split, share: float, per_class: int) -> tuple[Split, Split]:
-    """Train and validation, stratified by class; the same cut whatever the seed of the run."""
-    rng = np.random.default_rng(0)
+def _hold_out(train: Split, validation: float, examples_per_class: int) -> tuple[Split, Split]:
+    """Train and validation, stratified by class."""
+    rng = np.random.default_rng(0)  # not the run's seed: every run has the same validation images
     kept, held_out = [], []
     for label in np.unique(train.labels):
         members = rng.permutation(np.flatnonzero(train.labels == label))
-        rest = members[round(share * len(members)) :]
-        check(
-            per_class <= len(rest),
-            "config.dataset.examples_per_class",
-            per_class,
+        rest = members[round(validation * len(members)) :]
+        require(
+            examples_per_class <= len(rest),
+            "examples_per_class",
+            examples_per_class,
             f"at most {len(rest)}, the images of class {label} in train",
         )
         held_out.append(members[: len(members) - len(rest)])
-        kept.append(rest[-per_class:])  # (-0: all) from the end, so that no share changes them
-    kept, held_out = (np.sort(np.concatenate(of_classes)) for of_classes in (kept, held_out))
-    check(
-        len(kept) > 0 and (len(held_out) > 0 or not share),
-        "config.dataset.validation",
-        share,
-        "a share that leaves both splits an image",
+        # From the end, so that the kept examples do not depend on the fraction; -0 keeps all.
+        kept.append(rest[-examples_per_class:])
+    kept, held_out = (np.sort(np.concatenate(indices)) for indices in (kept, held_out))
+    require(
+        len(kept) > 0 and (len(held_out) > 0 or not validation),
+        "validation",
+        validation,
+        "a fraction that leaves images in train and in validation",
     )
     return train.take(kept), train.take(held_out)
 
 
 def _normalisation(
-    options: Mapping[str, Any], images: np.ndarray | StoredImages
+    images: np.ndarray | LazyImages, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel mean and standard deviation, of the config or else of the training images."""
+    """Channel means and standard deviations, computed from the images where none are given."""
     channels = images.shape[-1]
-    given = {key: np.asarray(options[key], np.float32) for key in ("mean", "std")}
-    for key, value in given.items():
-        check(
-            len(value) in (0, channels),
-            f"config.dataset.{key}",
-            options[key],
-            f"empty or {channels} numbers",
+    for field, value in (("mean", mean), ("std", std)):
+        require(len(value) in (0, channels), field, value, f"empty or {channels} numbers")
+    require(bool(np.all(np.asarray(std, np.float32) > 0)), "std", std, "greater than 0")
+    if not mean or not std:
+        # From the histogram: exact, and without a floating-point copy of the images.
+        pixels = np.asarray(images)
+        counts = np.stack(
+            [np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(channels)]
         )
-    check(bool(np.all(given["std"] > 0)), "config.dataset.std", options["std"], "greater than 0")
-    if all(map(len, given.values())):
-        return given["mean"], given["std"]
-    # From the histogram: exact, and no floating-point copy of the images.
-    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)])
-    shares, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
-    mean = shares @ levels
-    variance = shares @ levels**2 - mean**2
-    mean = given["mean"] if len(given["mean"]) else mean
-    std = given["std"] if len(given["std"]) else np.sqrt(np.maximum(variance, 1e-6))
-    return mean.astype(np.float32), std.astype(np.float32)
+        shares, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
+        data_mean = shares @ levels
+        variance = shares @ levels**2 - data_mean**2
+        mean = mean or data_mean
+        std = std or np.sqrt(np.maximum(variance, 1e-6))
+    return np.asarray(mean, np.float32), np.asarray(std, np.float32)

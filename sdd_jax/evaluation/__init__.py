@@ -1,5 +1,5 @@
-"""Evaluation of a network: metrics, and the checks that compute them on a data set."""
+"""Evaluation of trained networks: metrics, the checks that compute them, and the report."""
 
-from sdd_jax.evaluation.evaluate import Evaluation
+from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
 
-__all__ = ["Evaluation"]
+__all__ = ["EvaluationSetup", "Evaluator"]

@@ -1,11 +1,11 @@
-"""The corruptions of CIFAR-10-C that are formulas, made on the device, each image by its own key.
+"""Corruptions of CIFAR-10-C that are formulas, as pure functions of images and PRNG keys.
 
-The published figure is a mean over 15 corruptions. Seven of them are not here: motion, zoom and glass
-blur, snow, frost, fog and elastic transform; and three that are here it leaves for validation: speckle
-noise, Gaussian blur and saturation. So a mean over these is not the published mean.
+A mean over them is not the published mean over 15 corruptions. That mean includes seven that are missing
+here (motion, zoom and glass blur, snow, frost, fog, elastic transform) and excludes three that are here
+(speckle noise, Gaussian blur, saturation), which the authors keep for validation.
 
-A severity reaches the device as arrays whose shapes are the same for all severities: one compilation
-serves all five. As in the original program, results are cut off to whole levels, not rounded.
+A severity is given by arrays whose shapes do not depend on it, so one compilation serves all five. As in
+the authors' program, results are truncated to whole levels, not rounded.
 
 References:
   Hendrycks and Dietterich, `Benchmarking Neural Network Robustness to Common Corruptions and
@@ -27,21 +27,21 @@ Shape = tuple[int, int, int]
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-_FLOAT_ERROR = 1e-3  # of a level: more than float32 errs, so that level k does not become k - 1
+_FLOAT_ERROR = 1e-3  # in levels: exceeds float32's error, so that level k is not truncated to k - 1
 
-_einsum = functools.partial(jnp.einsum, precision="highest")  # some devices would use fewer bits
+_einsum = functools.partial(jnp.einsum, precision="highest")  # the default is coarser on GPUs, TPUs
 
 
 @dataclasses.dataclass(frozen=True)
-class Corruption:
-    """A way to corrupt an image, at five severities.
+class ImageCorruption:
+    """An image corruption with its settings at five severities.
 
     Attributes:
-      apply: ``(key, image, *arrays) -> image``, float32 ``[H, W, C]`` in [0, 1]; the result is clipped
-        later.
-      settings: the strength at each of `SEVERITIES`.
-      arrays: ``(setting, image_shape) -> arrays``, their shapes the same for all settings.
-      channels: the numbers of channels for which it is defined.
+      apply: ``(key, image, *arrays) -> image``, float32 ``[H, W, C]`` in [0, 1]; :func:`corrupt` clips
+        the result.
+      settings: one setting for each of `SEVERITIES`.
+      arrays: ``(setting, image_shape) -> arrays``, of the same shapes for all settings.
+      channels: supported numbers of channels.
     """
 
     apply: Callable[..., Array]
@@ -50,22 +50,22 @@ class Corruption:
     channels: tuple[int, ...]
 
 
-CORRUPTIONS: dict[str, Corruption] = {}
+CORRUPTIONS: dict[str, ImageCorruption] = {}
 
 
 def names(channels: int) -> tuple[str, ...]:
-    """The corruptions that are defined for images of 1 or 3 channels.
+    """Lists the corruptions that support 1 (grey) or 3 (RGB) channels.
 
     Raises:
       ValueError: another number of channels.
     """
     if channels not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels, got {channels}")
-    return tuple(name for name, known in CORRUPTIONS.items() if channels in known.channels)
+    return tuple(name for name, kind in CORRUPTIONS.items() if channels in kind.channels)
 
 
 def parameters(name: str, severity: int, image_shape: Shape) -> tuple[np.ndarray, ...]:
-    """What :func:`corrupt` needs to know of a severity, computed on the host.
+    """Computes the arrays that describe a severity to :func:`corrupt`, in NumPy.
 
     Args:
       name: a key of `CORRUPTIONS`.
@@ -73,10 +73,10 @@ def parameters(name: str, severity: int, image_shape: Shape) -> tuple[np.ndarray
       image_shape: ``(H, W, C)``.
 
     Returns:
-      float32 arrays; their shapes depend on the name and the image's shape, not on the severity.
+      float32 arrays, whose shapes depend on the name and the image's shape but not on the severity.
 
     Raises:
-      ValueError: unknown name or severity, or a corruption not defined for that number of channels.
+      ValueError: unknown name or severity, or an unsupported number of channels.
     """
     corruption = _get(name, image_shape[-1])
     if severity not in SEVERITIES:
@@ -86,35 +86,45 @@ def parameters(name: str, severity: int, image_shape: Shape) -> tuple[np.ndarray
 
 
 def corrupt(
-    name: str, keys: Array, images: Array, parameters: tuple[np.ndarray | Array, ...]
+    name: str,
+    keys: Array,
+    images: Array | np.ndarray,
+    parameters: tuple[Array | np.ndarray, ...],
 ) -> Array:
-    """Corrupts images; what becomes of one depends on its own key alone, not on the batch.
+    """Corrupts images, each as a function of itself and its own key alone.
 
     Args:
       name: a key of `CORRUPTIONS`; static under ``jax.jit``.
-      keys: one PRNG key per image, ``[B]``; only noise makes use of them.
+      keys: one PRNG key per image, ``[B]``; only the noises use them.
       images: uint8 ``[B, H, W, C]``.
-      parameters: of the severity, see :func:`parameters`.
+      parameters: arrays of a severity, from :func:`parameters`.
 
     Returns:
       uint8 ``[B, H, W, C]``.
 
     Raises:
-      ValueError: unknown name, or a corruption not defined for that number of channels.
+      ValueError: unknown name, or an unsupported number of channels.
       TypeError: images that are not uint8.
+
+    Examples:
+      >>> images = np.full((1, 2, 2, 1), 100, np.uint8)
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> corrupt("brightness", keys, images, parameters("brightness", 4, (2, 2, 1))).ravel()
+      Array([151, 151, 151, 151], dtype=uint8)
     """
     apply = _get(name, images.shape[-1]).apply
-    if images.dtype != jnp.uint8:
+    if images.dtype != np.uint8:
         raise TypeError(f"images must be uint8, got {images.dtype}")
+    arrays = tuple(map(jnp.asarray, parameters))  # a traced index cannot index a NumPy array
 
-    def one(key, image):
-        corrupted = apply(key, image.astype(jnp.float32) / 255, *parameters)
+    def corrupt_one(key, image):
+        corrupted = apply(key, image.astype(jnp.float32) / 255, *arrays)
         return jnp.floor(255 * jnp.clip(corrupted, 0, 1) + _FLOAT_ERROR).astype(jnp.uint8)
 
-    return jax.vmap(one)(keys, images)
+    return jax.vmap(corrupt_one)(keys, images)
 
 
-def _get(name: str, channels: int) -> Corruption:
+def _get(name: str, channels: int) -> ImageCorruption:
     allowed = names(channels)
     if name not in allowed:
         raise ValueError(
@@ -133,28 +143,28 @@ def _corruption(
     arrays: Callable[[Any, Shape], tuple] = _scalars,
     channels: tuple[int, ...] = (1, 3),
 ) -> Callable[[Callable], Callable]:
-    """Decorator: enters a function into `CORRUPTIONS` under its own name."""
+    """Decorator that registers a function in `CORRUPTIONS` under its own name."""
 
     def add(apply):
-        CORRUPTIONS[apply.__name__] = Corruption(apply, settings, arrays, channels)
+        CORRUPTIONS[apply.__name__] = ImageCorruption(apply, settings, arrays, channels)
         return apply
 
     return add
 
 
 def _rounded(x: Array) -> Array:
-    """The nearest whole numbers, halves upwards."""
+    """Rounds to whole numbers, halves upwards."""
     return jnp.floor(x + 0.5)
 
 
 @_corruption(0.04, 0.06, 0.08, 0.09, 0.10)
 def gaussian_noise(key: Array, x: Array, std: Array) -> Array:
-    r"""Sensor noise: :math:`x + \sigma n`, n standard normal."""
+    r"""Adds sensor noise: :math:`x + \sigma n`, n standard normal."""
     return x + std * jax.random.normal(key, x.shape, x.dtype)
 
 
 def _poisson_table(white: int, image_shape: Shape) -> tuple:
-    """``P(count <= n)`` for each of 256 levels and n < 512, ``[256, 512]``; and ``white`` itself."""
+    """Tabulates ``P(count <= n)`` for 256 levels and n < 512, ``[256, 512]``; returns ``white`` too."""
     mean = np.maximum(np.arange(256) * white / 255, 1e-30)[:, None]
     log_probability = np.cumsum(np.hstack([-mean, np.log(mean / np.arange(1, 512))]), axis=1)
     return np.cumsum(np.exp(log_probability), axis=1), white
@@ -162,34 +172,34 @@ def _poisson_table(white: int, image_shape: Shape) -> tuple:
 
 @_corruption(500, 250, 100, 75, 50, arrays=_poisson_table)
 def shot_noise(key: Array, x: Array, table: Array, white: Array) -> Array:
-    r"""Photon noise: :math:`\mathrm{Poisson}(c x) / c`, white being c photons.
+    r"""Draws photon noise: :math:`\mathrm{Poisson}(c x) / c`, white being c photons.
 
-    An image has only 256 levels, so the distribution function of each is tabulated; one uniform number
-    then finds the count by bisection, on CPU ten times faster than ``jax.random.poisson``.
+    An image has only 256 levels, so the distribution function of each is tabulated. Bisection finds the
+    count that belongs to a uniform number, on CPU ten times faster than ``jax.random.poisson``.
     """
     uniform = jax.random.uniform(key, x.shape, x.dtype)
     level = jnp.round(255 * x).astype(jnp.int32)
     count = jnp.zeros_like(level)
     for step in (256, 128, 64, 32, 16, 8, 4, 2, 1):
         count = jnp.where(uniform < table[level, count + step - 1], count, count + step)
-    return count / white
+    return count.astype(x.dtype) / white
 
 
 @_corruption(0.01, 0.02, 0.03, 0.05, 0.07)
 def impulse_noise(key: Array, x: Array, amount: Array) -> Array:
-    """Salt and pepper: each element becomes 1 or 0, each with probability ``amount / 2``."""
+    """Adds salt and pepper: an element becomes 1 or 0, each with probability ``amount / 2``."""
     uniform = jax.random.uniform(key, x.shape, x.dtype)
     return jnp.where(uniform < amount / 2, 1, jnp.where(uniform < amount, 0, x))
 
 
 @_corruption(0.06, 0.1, 0.12, 0.16, 0.2)
 def speckle_noise(key: Array, x: Array, std: Array) -> Array:
-    r"""Noise in proportion to the brightness: :math:`x + x \sigma n`, n standard normal."""
+    r"""Adds noise in proportion to the brightness: :math:`x + x \sigma n`, n standard normal."""
     return x + x * std * jax.random.normal(key, x.shape, x.dtype)
 
 
 def _gaussian_matrices(std: float, image_shape: Shape) -> tuple:
-    """The blur of columns and of rows as matrices ``[H, H]`` and ``[W, W]``; edges are repeated."""
+    """Returns blurs of columns ``[H, H]`` and of rows ``[W, W]`` as matrices; edges are repeated."""
     radius = int(4 * std + 0.5)
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-(offsets**2) / (2 * std**2))
@@ -204,40 +214,42 @@ def _gaussian_matrices(std: float, image_shape: Shape) -> tuple:
 
 @_corruption(0.4, 0.6, 0.7, 0.8, 1, arrays=_gaussian_matrices)
 def gaussian_blur(key: Array, x: Array, rows: Array, columns: Array) -> Array:
-    """Convolution with a Gaussian, cut off at four standard deviations."""
+    """Convolves with a Gaussian, truncated at four standard deviations."""
     return _einsum("ih,hwc,jw->ijc", rows, x, columns)
 
 
 def _disk(setting: tuple[float, float], image_shape: Shape) -> tuple:
-    """A disk of a radius, its edge softened by a 3 x 3 Gaussian: a kernel ``[5, 5]``."""
+    """Returns the kernel ``[5, 5]`` of a disk whose edge is softened by a 3 x 3 Gaussian."""
     radius, std = setting
     offsets = np.arange(-2, 3)
     disk = (offsets**2 + offsets[:, None] ** 2 <= radius**2).astype(float)
     gaussian = np.exp(-(np.arange(-1, 2) ** 2) / (2 * std**2))
-    for axis in (0, 1):
-        disk = np.apply_along_axis(np.convolve, axis, disk, gaussian / gaussian.sum(), "same")
+    gaussian /= gaussian.sum()
+    for _ in range(2):
+        disk = np.stack([np.convolve(row, gaussian, "same") for row in disk]).T
     return (disk / disk.sum(),)
 
 
 @_corruption((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1), arrays=_disk)
 def defocus_blur(key: Array, x: Array, kernel: Array) -> Array:
-    """Convolution with a disk, as of a lens out of focus; the image is mirrored at its edges."""
+    """Convolves with a disk, like a lens out of focus; the image is mirrored at its edges."""
     height, width, _ = x.shape
     size = kernel.shape[0]
     padded = jnp.pad(x, ((size // 2, size // 2), (size // 2, size // 2), (0, 0)), mode="reflect")
-    return sum(
+    shifted = (
         kernel[i, j] * padded[i : i + height, j : j + width]
         for i, j in itertools.product(range(size), repeat=2)
     )
+    return functools.reduce(jnp.add, shifted)
 
 
 @_corruption(0.05, 0.1, 0.15, 0.2, 0.3)
 def brightness(key: Array, x: Array, amount: Array) -> Array:
-    r"""Adds to the value V of HSV, the largest channel, and keeps hue and saturation.
+    r"""Increases the value V of HSV, the largest channel, and keeps hue and saturation.
 
     .. math:: x V' / V, \qquad V' = \min(V + c, 1)
 
-    A black pixel becomes grey, V'.
+    A black pixel becomes grey, of value V'.
     """
     value = x.max(axis=-1, keepdims=True)
     return jnp.minimum(value + amount, 1) * jnp.where(value > 0, x / jnp.maximum(value, 1e-3), 1)
@@ -258,21 +270,21 @@ def saturate(key: Array, x: Array, factor: Array, offset: Array) -> Array:
        V (1 - S' t), \qquad S' = \mathrm{clip}(a S + b, 0, 1), \qquad t = (V - x) / (V - \min x)
 
     where V is the largest channel and S = (V - min x) / V. Grey has the hue of red, t = (0, 1, 1), so
-    that b > 0 makes it reddish, as in the original.
+    b > 0 makes it reddish, as in the authors' program.
     """
     value = x.max(axis=-1, keepdims=True)
     spread = value - x.min(axis=-1, keepdims=True)
     saturation = jnp.clip(factor * spread / jnp.maximum(value, 1e-3) + offset, 0, 1)
-    red = jnp.array([0, 1, 1], x.dtype)
+    red = jnp.array([[[0, 1, 1]]], x.dtype)
     return value * (
         1 - saturation * jnp.where(spread > 0, (value - x) / jnp.maximum(spread, 1e-3), red)
     )
 
 
 def _box_resize(size: int, new_size: int) -> np.ndarray:
-    """Resizing as a matrix ``[new_size, size]``: each new pixel is the mean of those in its window.
+    """Returns resizing as a matrix ``[new_size, size]``: each new pixel is the mean over its window.
 
-    In Pillow's order of operations: where a window ends on a pixel's centre, float64 decides.
+    The order of operations is Pillow's: where a window ends on a pixel's centre, rounding decides.
     """
     scale = size / new_size
     width = max(scale, 1)
@@ -284,7 +296,7 @@ def _box_resize(size: int, new_size: int) -> np.ndarray:
 
 
 def _pixelate_matrices(scale: float, image_shape: Shape) -> tuple:
-    """To ``scale`` times the size and back, as matrices ``[H, H]`` and ``[W, W]``."""
+    """Returns resizing to ``scale`` times the size and back, as matrices ``[H, H]`` and ``[W, W]``."""
 
     def matrix(size):
         small = max(int(size * scale), 1)
@@ -295,7 +307,7 @@ def _pixelate_matrices(scale: float, image_shape: Shape) -> tuple:
 
 @_corruption(0.95, 0.9, 0.85, 0.75, 0.65, arrays=_pixelate_matrices)
 def pixelate(key: Array, x: Array, rows: Array, columns: Array) -> Array:
-    """Makes the image smaller and larger again, as Pillow's box filter does: rounded after each axis."""
+    """Shrinks the image and enlarges it again, as Pillow's box filter: rounded after each axis."""
     levels = _rounded(_einsum("jw,hwc->hjc", columns, jnp.round(255 * x)))
     return _rounded(_einsum("ih,hwc->iwc", rows, levels)) / 255
 
@@ -321,23 +333,23 @@ _CHROMA_TABLE = np.pad(
 
 
 def _quantisation_tables(quality: int, image_shape: Shape) -> tuple:
-    """For luminance and chrominance, ``[8, 8]`` each, as libjpeg scales them for a quality in 1..100."""
+    """Scales the tables of luminance and chrominance, ``[8, 8]`` each, to a quality in 1..100."""
     percent = 200 - 2 * quality if quality >= 50 else 5000 // quality
     tables = (_LUMA_TABLE, _CHROMA_TABLE)
     return tuple(np.clip((table * percent + 50) // 100, 1, 255) for table in tables)
 
 
-# Luminance, blueness and redness, in units of 2^-16: ITU-T T.871 (JFIF), section 7.
+# Between RGB and YCbCr, in units of 2^-16: ITU-T T.871 (JFIF), section 7.
 _TO_YCC = np.array(
     [[19595, 38470, 7471], [-11058, -21710, 32768], [32768, -27439, -5329]], np.int32
 )
 _FROM_YCC = np.array([[65536, 0, 91881], [65536, -22554, -46802], [65536, 116130, 0]], np.int32)
 _IS_CHROMA = np.array([0, 1, 1], np.int32)[:, None, None]
 
-# sqrt(8) times the orthogonal transform in units of 2^-13, row k being frequency k: the left half, of
-# which the right is the mirror image, negated in odd rows. Some elements differ by 1 from the rounded
-# cosine, because libjpeg composes them of constants rounded before.
-_DCT = np.array(
+# Left half of sqrt(8) times the orthogonal DCT, row k being frequency k, in units of 2^-13. The right
+# half is its mirror image, negated in odd rows. Some elements differ by 1 from the rounded cosine,
+# because libjpeg computes them from rounded constants.
+_DCT_LEFT = np.array(
     [
         [8192, 8192, 8192, 8192],
         [11363, 9633, 6437, 2260],
@@ -350,16 +362,16 @@ _DCT = np.array(
     ],
     np.int32,
 )
-_DCT = np.hstack([_DCT, _DCT[:, ::-1] * np.int32([[1], [-1]] * 4)])
+_DCT = np.hstack([_DCT_LEFT, _DCT_LEFT[:, ::-1] * np.array([[1], [-1]] * 4, np.int32)])
 
 
 @_corruption(80, 65, 58, 50, 40, arrays=_quantisation_tables)
 def jpeg_compression(key: Array, x: Array, luma_table: Array, chroma_table: Array) -> Array:
     """Encodes and decodes as Pillow (libjpeg) does by default; grey images have luminance only.
 
-    Colour is coded as luminance and chrominance, the latter at half the resolution. Huffman coding loses
-    nothing and is left out. The arithmetic is libjpeg's, in whole numbers, and so are the results: in
-    floating point, about a tenth of them came out different.
+    Colour is coded as luminance and chrominance, the latter at half the resolution. Huffman coding is
+    lossless and left out. The arithmetic is libjpeg's, in integers, so results are equal to the bit;
+    floating-point arithmetic changes about a tenth of the pixels.
 
     References:
       `ITU-T T.81 <https://www.w3.org/Graphics/JPEG/itu-t81.pdf>`_, 1992; `libjpeg-turbo
@@ -369,7 +381,7 @@ def jpeg_compression(key: Array, x: Array, luma_table: Array, chroma_table: Arra
     if x.shape[-1] == 1:
         return _quantised(levels[..., 0], luma_table)[..., None] / 255
     ycc = jnp.einsum("yc,hwc->yhw", _TO_YCC, levels)
-    ycc = _shifted(ycc - _IS_CHROMA, 16) + 128 * _IS_CHROMA  # halves of chrominance go downwards
+    ycc = _shifted(ycc - _IS_CHROMA, 16) + 128 * _IS_CHROMA  # chrominance rounds halves downwards
     luma = _quantised(ycc[0], luma_table)
     chroma = [_at_half_resolution(plane, chroma_table) for plane in ycc[1:]]
     ycc = jnp.stack([luma, *chroma]) - 128 * _IS_CHROMA
@@ -377,18 +389,18 @@ def jpeg_compression(key: Array, x: Array, luma_table: Array, chroma_table: Arra
 
 
 def _shifted(x: Array, bits: int) -> Array:
-    """``x / 2**bits``, rounded to whole numbers, halves upwards."""
+    """Divides by ``2**bits`` and rounds, halves upwards."""
     return (x + (1 << (bits - 1))) >> bits
 
 
 def _quantised(plane: Array, table: Array) -> Array:
-    """Levels ``[H, W]`` after quantisation of the DCT of 8 x 8 blocks; edges fill the last blocks."""
+    """Quantises the DCT of 8 x 8 blocks of levels ``[H, W]``; edge pixels fill the last blocks."""
     height, width = plane.shape
     plane = jnp.pad(plane, ((0, -height % 8), (0, -width % 8)), mode="edge")
     blocks = plane.reshape(plane.shape[0] // 8, 8, plane.shape[1] // 8, 8) - 128
     rows = _shifted(jnp.einsum("vj,aibj->aibv", _DCT, blocks), 11)  # in quarters
     frequencies = _shifted(jnp.einsum("ui,aibv->aubv", _DCT, rows), 15)  # in eighths
-    step = table.astype(jnp.int32)[:, None, :]
+    step = table.astype(jnp.int32)[None, :, None, :]
     multiples = jnp.sign(frequencies) * ((jnp.abs(frequencies) + 4 * step) // (8 * step))
     rows = _shifted(jnp.einsum("ui,aubv->aibv", _DCT, multiples * step), 11)
     blocks = _shifted(jnp.einsum("vj,aibv->aibj", _DCT, rows), 18)
@@ -396,20 +408,21 @@ def _quantised(plane: Array, table: Array) -> Array:
 
 
 def _at_half_resolution(plane: Array, table: Array) -> Array:
-    """`_quantised` of the means of 2 x 2 pixels, interpolated back to ``[H, W]``."""
+    """Quantises the means of 2 x 2 pixels and interpolates back to ``[H, W]``."""
     height, width = plane.shape
     plane = jnp.pad(plane, ((0, -height % 2), (0, -width % 16)), mode="edge")
-    sums = plane.reshape(plane.shape[0] // 2, 2, plane.shape[1] // 2, 2).sum(axis=(1, 3))
-    odd = np.arange(sums.shape[1]) % 2  # columns, rounded the other way
+    blocks = plane.reshape(plane.shape[0] // 2, 2, plane.shape[1] // 2, 2)
+    sums = blocks.sum(axis=(1, 3), dtype=plane.dtype)
+    odd = np.arange(sums.shape[1], dtype=np.int32)[None] % 2  # odd columns round the other way
     plane = _quantised((sums + 1 + odd) // 4, table)[: -(-height // 2), : -(-width // 2)]
     for _ in range(2):
         plane = _doubled_rows(plane).T
-    odd = np.arange(plane.shape[1]) % 2
+    odd = np.arange(plane.shape[1], dtype=np.int32)[None] % 2
     return ((plane + 8 - odd) // 16)[:height, :width]
 
 
 def _doubled_rows(plane: Array) -> Array:
-    """Four times the rows ``[2 H, W]`` a quarter of a row before and after each; edges repeated."""
+    """Interpolates a quarter of a row before and after each row, times four: ``[2 H, W]``."""
     padded = jnp.pad(plane, ((1, 1), (0, 0)), mode="edge")
     pairs = jnp.stack([3 * plane + padded[:-2], 3 * plane + padded[2:]], axis=1)
     return pairs.reshape(-1, plane.shape[1])

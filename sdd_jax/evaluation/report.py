@@ -3,90 +3,90 @@
 import base64
 import dataclasses
 import importlib.resources
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdd_jax.evaluation import figures
-from sdd_jax.evaluation.findings import MISSING, Findings, Headline, Plot, Table
+from sdd_jax.evaluation.plots import Picture
+from sdd_jax.evaluation.results import MISSING, CheckResult, Headline, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One check in the report.
+
+    Attributes:
+      name: name of the check.
+      title: heading.
+      results: ``{run: result}``.
+      pictures: plots.
+      skipped: ``{run: reason}`` of the runs that cannot have the check.
+      source: where the results are from, if not from this evaluation.
+      step: the step of the results, as "step N", if it differs from that of the report.
+    """
+
+    name: str
+    title: str
+    results: Mapping[str, CheckResult]
+    pictures: Sequence[Picture] = ()
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    source: str = ""
+    step: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What checks found about one run, or about several side by side.
+    """The results of checks on one run, or on several runs side by side.
 
     Attributes:
-      runs: facts about each run, ``{run: {fact: value}}``; the first run is the one compared with.
-      titles: of the checks, ``{check: title}``.
-      findings: ``{check: {run: findings}}``.
-      skipped: ``{check: {run: why}}``.
+      runs: ``{run: {fact: value}}``; the other runs are compared with the first.
+      sections: the checks.
     """
 
     runs: Mapping[str, Mapping[str, Any]]
-    titles: Mapping[str, str]
-    findings: Mapping[str, Mapping[str, Findings]]
-    skipped: Mapping[str, Mapping[str, str]]
+    sections: Sequence[Section]
 
-    def plots(self, check: str) -> dict[str, tuple[Plot, dict[str, Any]]]:
-        """``{name: (plot, {run: data})}`` of a check."""
-        plots: dict[str, tuple[Plot, dict[str, Any]]] = {}
-        for run, found in self.findings[check].items():
-            for plot in found.plots:
-                plots.setdefault(plot.name, (plot, {}))[1][run] = plot.data
-        return plots
+    def summary(self) -> list[dict[str, Any]]:
+        """Rows of the summary table: label, values by run, differences from the first run."""
+        return [
+            self._summary_row(section, line)
+            for section in self.sections
+            for line in {
+                line.metric: line for result in section.results.values() for line in result.headline
+            }.values()
+        ]
 
-    def headline(self) -> list[dict[str, Any]]:
-        """The rows of the table at the top: label, values by run, differences from the first run."""
-        rows: dict[str, Headline] = {}
-        for by_run in self.findings.values():
-            for found in by_run.values():
-                rows |= {line.metric: line for line in found.headline}
-        values = {run: self.metrics(run) for run in self.runs}
-        first = next(iter(self.runs))
-        table = []
-        for line in rows.values():
-            at = {run: values[run].get(line.metric) for run in self.runs}
-            cells = []
-            for run in list(self.runs)[1:]:
-                difference = None
-                if at[run] is not None and at[first] is not None:
-                    difference = at[run] - at[first]
-                cells.append(
-                    {
-                        "value": line.show(at[run]),
-                        "difference": line.show(difference, signed=True),
-                        "verdict": _verdict(line, difference),
-                    }
-                )
-            table.append(
+    def _summary_row(self, section: Section, line: Headline) -> dict[str, Any]:
+        values = [
+            section.results[run].metrics.get(line.metric) if run in section.results else None
+            for run in self.runs
+        ]
+        others = []
+        for value in values[1:]:
+            difference = None if value is None or values[0] is None else value - values[0]
+            others.append(
                 {
-                    "label": line.label,
-                    "better": {None: "", True: "higher", False: "lower"}[line.higher_is_better],
-                    "first": line.show(at[first]),
-                    "others": cells,
+                    "value": line.show(value),
+                    "difference": line.show(difference, signed=True),
+                    "verdict": _verdict(line, difference),
                 }
             )
-        return table
-
-    def metrics(self, run: str) -> dict[str, float]:
-        """All figures of a run."""
         return {
-            name: value
-            for by_run in self.findings.values()
-            if run in by_run
-            for name, value in by_run[run].metrics.items()
+            "label": f"{line.label} ({section.step})" if section.step else line.label,
+            "better": {None: "", True: "higher", False: "lower"}[line.higher_is_better],
+            "first": line.show(values[0]),
+            "others": others,
         }
 
     def text(self) -> str:
-        """The tables for a terminal."""
+        """Notes and tables for a terminal, the summary last."""
         blocks = []
-        for by_run in self.findings.values():
-            blocks += _notes(by_run)
-            for run, found in by_run.items():
-                of = f" ({run})" if len(self.runs) > 1 else ""
+        for section in self.sections:
+            blocks += _notes(section.results)
+            for run, result in section.results.items():
+                suffix = f" ({run})" if len(self.runs) > 1 else ""
                 blocks += [
-                    dataclasses.replace(table, title=table.title + of).text()
-                    for table in found.tables
+                    dataclasses.replace(table, title=table.title + suffix).text()
+                    for table in result.tables
                 ]
         rows = [
             [row["label"], row["first"]]
@@ -94,53 +94,39 @@ class Report:
                 cell["value"] + (f" ({cell['difference']})" if cell["verdict"] else "")
                 for cell in row["others"]
             ]
-            for row in self.headline()
+            for row in self.summary()
         ]
-        blocks.append(Table("In short", ["", *self.runs], rows).text())
+        blocks.append(Table("Summary", ["", *self.runs], rows).text())
         return "\n\n".join(blocks)
 
-    def write(self, folder: pathlib.Path) -> None:
-        """Writes the plots as PNG files, and ``report.html`` with the plots inside."""
-        images = {}
-        for check in self.findings:
-            for name, (plot, data) in self.plots(check).items():
-                path = folder / f"{name}.png"
-                figures.save(plot, data, self.runs, path)
-                images[name] = base64.b64encode(path.read_bytes()).decode()
-        (folder / "report.html").write_text(self.html(images), encoding="utf-8")
-
-    def html(self, images: Mapping[str, str]) -> str:
-        """The page, everything from the runs escaped.
-
-        Args:
-          images: PNG files in base64, by name of the plot.
-        """
+    def html(self) -> str:
+        """The page; text from the runs is escaped."""
         import jinja2
 
         template = importlib.resources.files("sdd_jax.evaluation").joinpath("report.html.j2")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         sections = [
             {
-                "name": check,
-                "title": self.titles[check],
-                "notes": _notes(by_run),
-                "skipped": self.skipped.get(check, {}),
-                "plots": [
-                    {
-                        "image": images[plot.name],
-                        "width": round(96 * plot.width(len(data))),
-                        "title": plot.title,
-                        "reading": plot.reading,
-                    }
-                    for plot, data in self.plots(check).values()
+                "name": section.name,
+                "title": section.title,
+                "source": section.source,
+                "notes": _notes(section.results),
+                "skipped": section.skipped,
+                "tables": [
+                    (run, table)
+                    for run, result in section.results.items()
+                    for table in result.tables
                 ],
-                "tables": [(run, table) for run, f in by_run.items() for table in f.tables],
-                "metrics": _side_by_side([by_run.get(run) for run in self.runs]),
+                "pictures": [
+                    (picture, base64.b64encode(picture.png).decode())
+                    for picture in section.pictures
+                ],
+                "metrics": _side_by_side([section.results.get(run) for run in self.runs]),
             }
-            for check, by_run in self.findings.items()
+            for section in self.sections
         ]
         return environment.from_string(template.read_text(encoding="utf-8")).render(
-            runs=self.runs, headline=self.headline(), sections=sections
+            runs=self.runs, summary=self.summary(), sections=sections
         )
 
 
@@ -152,22 +138,23 @@ def _verdict(line: Headline, difference: float | None) -> str:
     return "better" if (difference > 0) == line.higher_is_better else "worse"
 
 
-def _notes(by_run: Mapping[str, Findings]) -> list[str]:
-    """Each note once, with its runs where it does not hold for all."""
+def _notes(results: Mapping[str, CheckResult]) -> list[str]:
+    """Each note once, preceded by its runs unless it applies to all."""
     runs_of: dict[str, list[str]] = {}
-    for run, found in by_run.items():
-        for note in found.notes:
+    for run, result in results.items():
+        for note in result.notes:
             runs_of.setdefault(note, []).append(run)
     return [
-        note if len(runs) == len(by_run) else f"{', '.join(runs)}: {note}"
+        note if len(runs) == len(results) else f"{', '.join(runs)}: {note}"
         for note, runs in runs_of.items()
     ]
 
 
-def _side_by_side(findings: Sequence[Findings | None]) -> list[tuple[str, list[str]]]:
-    names = dict.fromkeys(name for found in findings if found for name in found.metrics)
+def _side_by_side(results: Sequence[CheckResult | None]) -> list[tuple[str, list[str]]]:
+    names = dict.fromkeys(name for result in results if result for name in result.metrics)
     return [
-        (name, [_number(f.metrics.get(name) if f else None) for f in findings]) for name in names
+        (name, [_number(result.metrics.get(name) if result else None) for result in results])
+        for name in names
     ]
 
 

@@ -1,18 +1,25 @@
-"""Equations, one file an idea. Per-example values; the caller owns the mean.
+"""Losses, one equation each, grouped into a file per idea.
 
-Half precision is computed and returned in float32; float64 stays float64.
+They return per-example values; the caller takes the mean. Half precision is computed and returned in
+float32; float64 stays float64.
 """
 
+from sdd_jax.losses._arguments import GRADIENTS
 from sdd_jax.losses._classification import cross_entropy, label_smoothing
-from sdd_jax.losses._divergence import GRADIENTS, entropy, kl_divergence, symmetric_kl
+from sdd_jax.losses._divergence import (
+    entropy,
+    kl_divergence,
+    pairwise_symmetric_kl,
+    symmetric_kl,
+)
 from sdd_jax.losses._dropout_distillation import DIVERGENCES, dropout_distillation_loss
 from sdd_jax.losses._large_vocabulary import linear_cross_entropy, linear_sd_dropout_loss
 from sdd_jax.losses._sd_dropout import (
     dropped_logits,
     head_of_each,
-    pairwise_symmetric_kl,
     sd_dropout_clean_student_loss,
     sd_dropout_loss,
+    sd_dropout_loss_from_logits,
 )
 from sdd_jax.losses._self_distillation import (
     byot_feature_loss,
@@ -50,6 +57,7 @@ __all__ = [
     "r_drop_loss",
     "sd_dropout_clean_student_loss",
     "sd_dropout_loss",
+    "sd_dropout_loss_from_logits",
     "symmetric_kl",
     "tf_kd_loss",
 ]

@@ -1,14 +1,14 @@
-"""Losses against labels."""
+"""Cross-entropies against labels."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sdd_jax.losses._precision import at_least_float32
+from sdd_jax.losses._arguments import at_least_float32
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    r"""Negative log-likelihood of the labels under ``softmax(logits)``.
+    r"""Computes the negative log-likelihood of the labels under ``softmax(logits)``.
 
     .. math:: -\log p_y
 
@@ -18,12 +18,18 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Returns:
       Per-example loss ``[...]`` in nats.
+
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> print(sdd_jax.cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])))  # log 4
+      [1.3862944 1.3862944]
     """
-    return optax.softmax_cross_entropy_with_integer_labels(at_least_float32(logits), labels)
+    logits = at_least_float32(logits)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def label_smoothing(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.1) -> jax.Array:
-    r"""Cross-entropy against labels mixed with the uniform distribution.
+    r"""Computes the cross-entropy against labels mixed with the uniform distribution.
 
     .. math:: -(1 - \epsilon) \log p_y - \frac{\epsilon}{K} \sum_c \log p_c
 
@@ -38,11 +44,19 @@ def label_smoothing(logits: jax.Array, labels: jax.Array, *, smoothing: float = 
     Raises:
       ValueError: smoothing outside [0, 1].
 
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> loss = sdd_jax.label_smoothing(jnp.array([2.0, 0.0, 0.0]), jnp.array(0), smoothing=0.3)
+      >>> print(f"{loss:.4f}")
+      0.6395
+
     References:
       Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_,
       2016, section 7.
     """
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing must be in [0, 1], got {smoothing}")
-    uniform = -jnp.mean(jax.nn.log_softmax(at_least_float32(logits), axis=-1), axis=-1)
-    return (1 - smoothing) * cross_entropy(logits, labels) + smoothing * uniform
+    logits = at_least_float32(logits)
+    uniform = jnp.full_like(logits, 1 / logits.shape[-1])
+    against_uniform = optax.losses.softmax_cross_entropy(logits, uniform)
+    return (1 - smoothing) * cross_entropy(logits, labels) + smoothing * against_uniform

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from sdd_jax.losses._arguments import at_least_float32
 from sdd_jax.losses._divergence import kl_divergence
-from sdd_jax.losses._precision import at_least_float32
 
 
 def _brier(student_logits, teacher_logits):
@@ -26,30 +26,36 @@ def dropout_distillation_loss(
     divergence: str = "kl",
     sample_axis: int | None = None,
 ) -> jax.Array:
-    r"""Divergence of a student from a teacher whose dropout is on.
+    r"""Computes the divergence of a student from a teacher whose dropout is on.
 
     .. math:: \mathrm{KL}(f_\sigma(x) \,\|\, q(x)) =
               \sum_c f_\sigma(x)_c \left[\log f_\sigma(x)_c - \log q(x)_c\right]
 
     With a fresh mask sigma at each step, its gradient is an unbiased estimate of the gradient of
     :math:`\mathrm{KL}(\mathbb{E}_\sigma f_\sigma \,\|\, q)`, for any number of masks: the student learns
-    the ensemble's mean. The value has a floor above zero, the mean mutual information
-    :math:`I(y; \sigma \mid x)` of the teacher (see :func:`sdd_jax.mc_dropout`): a plateau there is not
-    failure.
+    the mean of the ensemble. The minimum of the value is not zero but the mean mutual information
+    :math:`I(y; \sigma \mid x)` of the teacher (see :func:`sdd_jax.mc_dropout`), so a plateau there is
+    convergence.
 
     Args:
       student_logits: ``[..., K]``.
-      teacher_logits: ``[..., K]``, or with one more axis for several masks; its gradient is stopped.
-      divergence: "kl", the paper's; "brier", squared error of the probabilities, which has the same
-        minimiser; "reverse_kl", KL(student || teacher), minimised by the normalised geometric
-        mean.
-      sample_axis: the axis of ``teacher_logits`` that numbers the masks, over which the mean is taken.
+      teacher_logits: ``[..., K]``, or with an additional axis for several masks. Its gradient is
+        stopped.
+      divergence: "kl", the paper's; "brier", the squared error of the probabilities, with the same
+        minimiser; or "reverse_kl", KL(student || teacher), minimised by the normalised geometric mean.
+      sample_axis: the axis of ``teacher_logits`` over masks, along which the loss is averaged.
 
     Returns:
       Per-example loss ``[...]``, in nats for the KL divergences.
 
     Raises:
       ValueError: an unknown divergence, or shapes that do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> student, teacher = jnp.zeros((4, 3)), jnp.ones((7, 4, 3))  # seven masks
+      >>> sdd_jax.dropout_distillation_loss(student, teacher, sample_axis=0).shape
+      (4,)
 
     References:
       Rota Bulo et al., `Dropout Distillation <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016,
@@ -71,7 +77,7 @@ def dropout_distillation_loss(
         del expected[sample_axis]
     if list(student_logits.shape) != expected:
         raise ValueError(
-            f"the student's logits must have the shape {tuple(expected)} of the teacher's, got "
+            f"student_logits must have the shape {tuple(expected)} of the teacher's, got "
             f"{student_logits.shape}"
         )
     diverge = DIVERGENCES[divergence]

@@ -1,10 +1,10 @@
-"""Losses of a linear head with many classes, which never hold an array of examples times classes.
+"""Losses of a linear head with many classes, without an array of examples times classes.
 
-The classes pass by in chunks, once forward and once backward. Forward, what is known of the classes
-seen so far (for each example a normaliser and a divergence, or the logit of the label) is joined with
-what the next chunk says. Backward, the logits of a chunk are computed again, become their own gradient
-in closed form, and are summed into the gradients of features and head. A matrix product more than the
-plain loss, for a memory that grows with the chunk and not with the number of classes.
+The classes are processed in chunks, in one pass forward and one backward. The forward pass keeps running
+statistics per example (a normaliser, and a divergence or the logit of the label) and joins those of each
+chunk to them. The backward pass recomputes the logits of a chunk, turns them into their gradient in
+closed form, and adds its products to the gradients of features and head. This costs one more matrix
+product than the plain loss; memory grows with the chunk instead of the number of classes.
 
 References:
   Milakov and Gimelshein, `Online normalizer calculation for softmax
@@ -14,8 +14,6 @@ References:
   <https://arxiv.org/abs/2411.09009>`_, 2025: the cross-entropy by recomputed blocks of logits.
 """
 
-import math
-import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.dropout import Rate, dropout_samples
-from sdd_jax.losses._divergence import GRADIENTS
+from sdd_jax.losses._arguments import check_gradient, check_temperature
 
 CHUNK_SIZE = 4096
 
@@ -38,19 +36,21 @@ def linear_cross_entropy(
     *,
     chunk_size: int = CHUNK_SIZE,
 ) -> jax.Array:
-    r"""The cross-entropy of a linear head, in the memory of one chunk of its classes.
+    r"""Computes the cross-entropy of a linear head, in the memory of one chunk of its classes.
 
     .. math:: -\log p_y, \qquad p = \mathrm{softmax}(f W + b)
 
-    Equal to ``cross_entropy(features @ kernel + bias, labels)`` in value and gradients.
+    Equal to ``cross_entropy(features @ kernel + bias, labels)`` in value and gradients. Its gradient is
+    custom: differentiate it in reverse mode (``grad``); JAX refuses forward mode (``jvp``).
 
     Args:
       features: ``[..., D]``.
       kernel: W, ``[D, K]``.
-      bias: b, ``[K]``, or None.
-      labels: integers ``[...]`` in [0, K). The loss at another number, such as the -100 of positions
-        that do not count, means nothing but is finite, as are its gradients: leave it out of the mean.
-      chunk_size: classes at a time. The largest temporary arrays are ``[..., chunk_size]``.
+      bias: b, ``[K]``, or None. To exclude a class, set it to a large negative number such as -1e9, not
+        to minus infinity.
+      labels: integers ``[...]`` in [0, K). At ignored positions, another number such as -100 gives a
+        finite loss and finite gradients, without meaning: exclude them from the mean.
+      chunk_size: number of classes per chunk. The largest temporary arrays are ``[..., chunk_size]``.
 
     Returns:
       Per-example loss ``[...]`` in nats.
@@ -59,10 +59,16 @@ def linear_cross_entropy(
       ValueError: shapes that do not fit, or chunk_size below 1.
       TypeError: features or head not floating-point, or labels not integers.
 
+    Example:
+      >>> import jax, sdd_jax
+      >>> features, kernel = jax.numpy.ones((4, 8)), jax.numpy.ones((8, 50_000))
+      >>> labels = jax.numpy.zeros(4, int)
+      >>> print(sdd_jax.linear_cross_entropy(features, kernel, None, labels)[0])  # log 50,000
+      10.819778
+
     References:
       Wijmans et al., `Cut Your Losses in Large-Vocabulary Language Models
-      <https://arxiv.org/abs/2411.09009>`_, 2025, sections 3 and 4, without its filter of small
-      gradients.
+      <https://arxiv.org/abs/2411.09009>`_, 2025, sections 3 and 4, without gradient filtering.
     """
     _check(features, kernel, bias, chunk_size)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -83,12 +89,12 @@ def linear_sd_dropout_loss(
     key: jax.Array,
     *,
     rate: Rate = 0.5,
-    temperature: float = 3.0,
+    temperature: float | jax.Array = 3.0,
     gradient: str = "both",
     exclusive: bool = False,
     chunk_size: int = CHUNK_SIZE,
 ) -> jax.Array:
-    r"""The SD-Dropout loss of a linear head, in the memory of one chunk of its classes.
+    r"""Computes the SD-Dropout loss of a linear head, in the memory of one chunk of its classes.
 
     .. math:: T^2 \left[\mathrm{KL}(p_u \| p_v) + \mathrm{KL}(p_v \| p_u)\right], \qquad
               p_u = \mathrm{softmax}\left(((u \odot f) W + b) / T\right)
@@ -97,22 +103,23 @@ def linear_sd_dropout_loss(
     and two masks, in value and gradients; for vocabularies so large that the logits of a batch do not
     fit. Add its mean, times a weight, to that of :func:`sdd_jax.linear_cross_entropy`.
 
-    Differentiate it in reverse (``grad``), not forward (``jvp``). Call it on batches: ``vmap`` over
-    single examples is right, but its gradient by the kernel first holds one kernel for each of them.
+    Its gradient is custom: differentiate it in reverse mode (``grad``); JAX refuses forward mode
+    (``jvp``). Call it on batches: ``vmap`` over single examples is correct, but its gradient with
+    respect to the kernel allocates one kernel per example.
 
     Args:
       features: penultimate features ``[..., D]``.
-      kernel: W, ``[D, K]``. Of an embedding table ``[K, D]``, its transpose. Products are taken in the
+      kernel: W, ``[D, K]``; for an embedding table ``[K, D]``, its transpose. Products are taken in the
         wider dtype of features and kernel, and summed in float32 if that is half precision.
-      bias: b, ``[K]``, or None. To leave a class out, make it a large negative number such as -1e9,
-        not minus infinity.
+      bias: b, ``[K]``, or None. To exclude a class, set it to a large negative number such as -1e9, not
+        to minus infinity.
       key: a PRNG key, or one key per example.
       rate: dropout rate in [0, 1), or ``(low, high)`` for a random rate.
-      temperature: T > 0; may be traced, but has no gradient.
+      temperature: T > 0; may be traced, but its gradient is zero.
       gradient: "both", "forward" or "reverse", see :func:`sdd_jax.symmetric_kl`.
       exclusive: draw disjoint masks, see :func:`sdd_jax.dropout_samples`.
-      chunk_size: classes at a time; K need not be a multiple. The largest temporary arrays are
-        ``[2, ..., chunk_size]``.
+      chunk_size: number of classes per chunk; K need not be a multiple. The largest temporary arrays
+        are ``[2, ..., chunk_size]``.
 
     Returns:
       Per-example loss ``[...]`` in nats.
@@ -130,15 +137,13 @@ def linear_sd_dropout_loss(
       (4,)
 
     References:
-      Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022:
-      the loss of section 3.
+      Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022,
+      section 3.
     """
     _check(features, kernel, bias, chunk_size)
-    if isinstance(temperature, numbers.Real) and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be greater than 0 and finite, got {temperature}")
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
-    # Outside of the custom derivative: the masks are differentiated like any others.
+    check_temperature(temperature)
+    check_gradient(gradient)
+    # Outside the custom gradient: JAX differentiates the masks.
     pair = jnp.stack(dropout_samples(key, features, rate=rate, num_samples=2, exclusive=exclusive))
     temperature = jnp.asarray(temperature, _dtypes(features, kernel)[1])
     pair, head, temperature = _vary_alike((pair, (kernel, bias), temperature))
@@ -149,20 +154,19 @@ def linear_sd_dropout_loss(
 # --------------------------------------------------------------------------- cross-entropy
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _cross_entropy(features, head, labels, chunk_size):
+def _cross_entropy_primal(features, head, labels, chunk_size):
     return _cross_entropy_forward(features, head, labels, chunk_size)[0]
 
 
 def _cross_entropy_forward(features, head, labels, chunk_size):
-    def statistics(logits, start):
+    def chunk_statistics(logits, start):
         at_label = jnp.where(_is_label(labels, start, logits), logits, 0)
         return _normaliser(logits), jnp.sum(at_label, axis=-1)
 
-    def join(seen, new):
-        return _join(seen[0], new[0])[0], seen[1] + new[1]
+    def join(old, new):
+        return _join(old[0], new[0])[0], old[1] + new[1]
 
-    normaliser, label_logit = _fold(features, head, statistics, join, chunk_size)
+    normaliser, label_logit = _fold(features, head, chunk_statistics, join, chunk_size)
     loss = normaliser.log_sum - (label_logit - normaliser.largest)
     return loss, (features, head, labels, normaliser)
 
@@ -170,80 +174,81 @@ def _cross_entropy_forward(features, head, labels, chunk_size):
 def _cross_entropy_backward(chunk_size, residuals, cotangent):
     features, head, labels, normaliser = residuals
 
-    def logit_gradient(logits, start):
+    def logits_gradient(logits, start):
         posterior = jnp.exp(_log_posterior(logits, normaliser))
         label = _is_label(labels, start, logits).astype(logits.dtype)
         return cotangent[..., None] * (posterior - label)
 
-    return *_gradients(features, head, logit_gradient, chunk_size), None
+    return *_gradients(features, head, logits_gradient, chunk_size), None
 
 
+_cross_entropy = jax.custom_vjp(_cross_entropy_primal, nondiff_argnums=(3,))
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _is_label(labels, start, logits):
-    """Whether a class of the chunk is the label, ``[..., C]``."""
+    """One-hot labels within the chunk, ``[..., C]``; all False where the label is in another chunk."""
     return jax.nn.one_hot(labels - start, logits.shape[-1], dtype=bool)
 
 
 # --------------------------------------------------------------------------- SD-Dropout
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _symmetric_kl(pair, head, temperature, gradient, chunk_size):
-    """Of the posteriors of ``pair``, features ``[2, ..., D]``, without the factor T^2: ``[...]``."""
+def _symmetric_kl_primal(pair, head, temperature, gradient, chunk_size):
+    """Computes the divergence ``[...]`` of a pair of features ``[2, ..., D]``, without factor T^2."""
     return _symmetric_kl_forward(pair, head, temperature, gradient, chunk_size)[0]
 
 
 def _symmetric_kl_forward(pair, head, temperature, gradient, chunk_size):
-    """The value; residuals of the size of the features: they, two normalisers, two divergences."""
+    """Returns the value, and residuals of the size of the features."""
 
-    def statistics(logits, start):
+    def chunk_statistics(logits, start):
         normaliser = _normaliser(logits / temperature)
         log_p = _log_posterior(logits / temperature, normaliser)
         return normaliser, jnp.sum(jnp.exp(log_p) * (log_p - _other(log_p)), axis=-1)
 
-    def join(seen, new):
-        # The chain rule of the divergence: within each set of classes, and between the sets.
-        normaliser, log_shares = _join(seen[0], new[0])
+    def join(old, new):
+        # Chain rule of the KL divergence: within each set of classes, plus between the sets.
+        normaliser, log_masses = _join(old[0], new[0])
         divergence = sum(
-            jnp.exp(log_share) * (within + log_share - _other(log_share))
-            for log_share, within in zip(log_shares, (seen[1], new[1]), strict=True)
+            jnp.exp(log_mass) * (within + log_mass - _other(log_mass))
+            for log_mass, within in zip(log_masses, (old[1], new[1]), strict=True)
         )
         return normaliser, divergence
 
-    normaliser, kl = _fold(pair, head, statistics, join, chunk_size)
+    normaliser, kl = _fold(pair, head, chunk_statistics, join, chunk_size)
     return kl[0] + kl[1], (pair, head, temperature, normaliser, kl)
 
 
 def _symmetric_kl_backward(gradient, chunk_size, residuals, cotangent):
-    r"""Of each posterior p and the other, q, by the logits :math:`z = T \log p + \ldots` of p.
+    r"""Computes the gradients of both divergences with respect to the logits z of either posterior p.
 
     .. math:: T \, \partial\, \mathrm{KL}(q \| p) / \partial z_c = p_c - q_c, \qquad
               T \, \partial\, \mathrm{KL}(p \| q) / \partial z_c =
               p_c \left(\log p_c - \log q_c - \mathrm{KL}(p \| q)\right)
 
-    the first with p as the prediction, "forward", the second with p as the target, "reverse".
+    where q is the other posterior: p is the prediction in the first ("forward"), the target in the
+    second ("reverse").
     """
     pair, head, temperature, normaliser, kl = residuals
     scale = (cotangent / temperature)[None, ..., None]
 
-    def logit_gradient(logits, start):
+    def logits_gradient(logits, start):
         log_p = _log_posterior(logits / temperature, normaliser)
         p = jnp.exp(log_p)
-        as_prediction = p - _other(p)
-        as_target = p * (log_p - _other(log_p) - kl[..., None])
-        of = {"forward": as_prediction, "reverse": as_target, "both": as_prediction + as_target}
-        return scale * of[gradient]
+        forward = p - _other(p)
+        reverse = p * (log_p - _other(log_p) - kl[..., None])
+        return scale * {"forward": forward, "reverse": reverse, "both": forward + reverse}[gradient]
 
-    return *_gradients(pair, head, logit_gradient, chunk_size), None
+    return *_gradients(pair, head, logits_gradient, chunk_size), None
 
 
+_symmetric_kl = jax.custom_vjp(_symmetric_kl_primal, nondiff_argnums=(3, 4))
 _symmetric_kl.defvjp(_symmetric_kl_forward, _symmetric_kl_backward)
 
 
 def _other(x):
-    """Of a pair ``[2, ...]``, for each the other."""
+    """Swaps the two members of a pair ``[2, ...]``."""
     return x[::-1]
 
 
@@ -253,49 +258,49 @@ _Head = tuple[jax.Array, jax.Array | None]  # kernel [D, K], bias [K]
 
 
 def _fold(
-    features: jax.Array, head: _Head, statistics: Callable, join: Callable, chunk_size: int
+    features: jax.Array, head: _Head, chunk_statistics: Callable, join: Callable, chunk_size: int
 ) -> Any:
-    """Joins ``statistics(logits, start)`` of all chunks, where ``start`` is a chunk's first class."""
+    """Joins ``chunk_statistics(logits, start)`` of all chunks; ``start`` is a chunk's first class."""
 
-    def step(seen, start, size):
-        new = statistics(_logits(features, _chunk(head, start, size)), start)
-        return new if seen is None else join(seen, new)
+    def step(old, start, size):
+        new = chunk_statistics(_logits(features, _chunk(head, start, size)), start)
+        return new if old is None else join(old, new)
 
     return _over_chunks(step, None, head, chunk_size)
 
 
 def _gradients(
-    features: jax.Array, head: _Head, logit_gradient: Callable, chunk_size: int
+    features: jax.Array, head: _Head, logits_gradient: Callable, chunk_size: int
 ) -> tuple[jax.Array, _Head]:
-    """Gradients by features and head, given ``logit_gradient(logits, start)`` of each chunk."""
+    """Gradients of features and head from ``logits_gradient(logits, start)`` of each chunk."""
     rows = tuple(range(features.ndim - 1))
     narrow, wide = _dtypes(features, head[0])
+    product = partial(jnp.tensordot, preferred_element_type=wide)
 
-    def step(sums, start, size):
-        of_features, of_head = sums
+    def step(grads, start, size):
+        features_grad, head_grad = grads
         kernel, bias = chunk = _chunk(head, start, size)
-        of_logits = logit_gradient(_logits(features, chunk), start)
-        of_bias = None if bias is None else jnp.sum(of_logits, axis=rows)
-        of_logits = of_logits.astype(narrow)
-        product = partial(jnp.tensordot, preferred_element_type=wide)
-        of_kernel = product(features.astype(narrow), of_logits, (rows, rows))
-        of_features += product(of_logits, kernel.astype(narrow), (-1, -1))
-        of_head = jax.tree.map(
+        logits_grad = logits_gradient(_logits(features, chunk), start)
+        bias_grad = None if bias is None else jnp.sum(logits_grad, axis=rows)
+        logits_grad = logits_grad.astype(narrow)
+        kernel_grad = product(features.astype(narrow), logits_grad, (rows, rows))
+        features_grad += product(logits_grad, kernel.astype(narrow), (-1, -1))
+        head_grad = jax.tree.map(
             lambda whole, part: jax.lax.dynamic_update_slice_in_dim(
                 whole, part.astype(whole.dtype), start, axis=-1
             ),
-            of_head,
-            (of_kernel, of_bias),
+            head_grad,
+            (kernel_grad, bias_grad),
         )
-        return of_features, of_head
+        return features_grad, head_grad
 
     zeros = jnp.zeros_like(features, wide), jax.tree.map(jnp.zeros_like, head)
-    of_features, of_head = _over_chunks(step, zeros, head, chunk_size)
-    return of_features.astype(features.dtype), of_head
+    features_grad, head_grad = _over_chunks(step, zeros, head, chunk_size)
+    return features_grad.astype(features.dtype), head_grad
 
 
 def _over_chunks(step: Callable, state: Any, head: _Head, chunk_size: int) -> Any:
-    """Passes ``state`` through ``step(state, start, size)``; the first chunk takes up what is over."""
+    """Folds ``step(state, start, size)`` over the chunks, of which the first may be smaller."""
     num_classes = head[0].shape[-1]
     chunk_size = min(chunk_size, num_classes)
     first = (num_classes - 1) % chunk_size + 1
@@ -323,7 +328,7 @@ def _logits(features: jax.Array, head: _Head) -> jax.Array:
 
 
 class _Normaliser(NamedTuple):
-    """log sum exp of logits, in two parts: together, large logits would cost digits."""
+    """The log-sum-exp of logits in two parts, whose sum would lose digits where logits are large."""
 
     largest: jax.Array
     log_sum: jax.Array  # of exp(logits - largest)
@@ -335,7 +340,7 @@ def _normaliser(logits: jax.Array) -> _Normaliser:
 
 
 def _join(*parts: _Normaliser) -> tuple[_Normaliser, list[jax.Array]]:
-    """The normaliser of two sets of classes, and the logarithms of their shares of the posterior."""
+    """Joins the normalisers of two sets of classes; returns also the logarithm of each set's mass."""
     largest = jnp.maximum(*(part.largest for part in parts))
     log_sums = [part.log_sum + (part.largest - largest) for part in parts]
     log_sum = jnp.logaddexp(*log_sums)
@@ -347,14 +352,14 @@ def _log_posterior(logits: jax.Array, normaliser: _Normaliser) -> jax.Array:
 
 
 def _dtypes(features: jax.Array, kernel: jax.Array) -> tuple[jnp.dtype, jnp.dtype]:
-    """Those of the factors of a product with the kernel, and of its sum."""
+    """Returns the dtypes of the factors of a product with the kernel, and of its sum."""
     with jax.numpy_dtype_promotion("standard"):
         narrow = jnp.promote_types(features.dtype, kernel.dtype)
         return narrow, jnp.promote_types(narrow, jnp.float32)
 
 
 def _vary_alike(arrays: Any) -> Any:
-    """Inside ``shard_map``, where a gradient must differ between devices just as its array does."""
+    """Casts arrays to the same varying axes: in ``shard_map``, gradients must vary as their arrays."""
     axes = frozenset.union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(arrays)))
 
     def cast(x):

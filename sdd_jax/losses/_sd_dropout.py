@@ -1,13 +1,12 @@
-"""SD-Dropout: a network distils itself between two dropout masks on its penultimate features."""
+"""SD-Dropout: a network distils itself between dropout masks on its penultimate features."""
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from sdd_jax.dropout import Rate, dropout, dropout_samples
-from sdd_jax.losses._divergence import kl_divergence, symmetric_kl
+from sdd_jax.losses._divergence import kl_divergence, pairwise_symmetric_kl
 
 HeadFn = Callable[[jax.Array], jax.Array]
 
@@ -18,13 +17,13 @@ def sd_dropout_loss(
     key: jax.Array,
     *,
     rate: Rate = 0.5,
-    temperature: float = 3.0,
+    temperature: float | jax.Array = 3.0,
     num_samples: int = 2,
     gradient: str = "both",
     exclusive: bool = False,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""The SD-Dropout loss: symmetric KL divergence between the posteriors of dropped features.
+    r"""Computes the SD-Dropout loss: the symmetric KL divergence of posteriors of dropped features.
 
     .. math:: T^2 \left[\mathrm{KL}(p_u \| p_v) + \mathrm{KL}(p_v \| p_u)\right], \qquad
               p_u = \mathrm{softmax}(h(u \odot f) / T)
@@ -35,14 +34,14 @@ def sd_dropout_loss(
 
     Args:
       features: penultimate features ``[B, ..., D]`` (or ``[D]``, under vmap).
-      head_fn: the last layer, features ``[N, ..., D]`` to logits ``[N, ..., K]``; any function.
+      head_fn: the last layer, any function of features ``[N, ..., D]`` to logits ``[N, ..., K]``.
       key: a PRNG key, or one key per example.
       rate: dropout rate in [0, 1), or ``(low, high)`` for a random rate.
       temperature: T > 0.
       num_samples: number of masks, at least 2; the loss is the mean over their pairs.
       gradient: "both", "forward" or "reverse", see :func:`sdd_jax.symmetric_kl`.
       exclusive: draw disjoint masks, see :func:`sdd_jax.dropout_samples`.
-      where: boolean, broadcast to the logits; classes that are False do not take part.
+      where: boolean, broadcast to the logits; classes that are False are ignored.
 
     Returns:
       Per-example loss ``[B, ...]`` in nats.
@@ -59,14 +58,103 @@ def sd_dropout_loss(
       (4,)
 
     References:
-      Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022:
-      the loss of section 3.
+      Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022,
+      section 3.
     """
     logits = dropped_logits(
         features, head_fn, key, rate=rate, num_samples=num_samples, exclusive=exclusive
     )
+    return sd_dropout_loss_from_logits(
+        logits, temperature=temperature, gradient=gradient, where=where
+    )
+
+
+def sd_dropout_loss_from_logits(
+    logits: Sequence[jax.Array],
+    *,
+    temperature: float | jax.Array = 3.0,
+    gradient: str = "both",
+    where: jax.Array | None = None,
+) -> jax.Array:
+    r"""Computes the SD-Dropout loss from the logits of dropped features.
+
+    .. math:: \frac{2 T^2}{n (n - 1)} \sum_{i < j}
+              \left[\mathrm{KL}(p_i \| p_j) + \mathrm{KL}(p_j \| p_i)\right], \qquad
+              p = \mathrm{softmax}(z / T)
+
+    :func:`sdd_jax.sd_dropout_loss` draws the masks, calls the head and returns this. Call it directly
+    where the logits come from elsewhere: masks inside the network, or one mask on each of two views.
+
+    Args:
+      logits: n >= 2 arrays ``[..., K]``, one for each mask.
+      temperature: T > 0.
+      gradient: "both", "forward" or "reverse", see :func:`sdd_jax.symmetric_kl`.
+      where: boolean, broadcast to the logits; classes that are False are ignored.
+
+    Returns:
+      Per-example loss ``[...]`` in nats.
+
+    Raises:
+      ValueError: fewer than two masks, temperature not positive, or an unknown gradient.
+
+    Example:
+      >>> import jax, sdd_jax
+      >>> features, kernel = jax.numpy.ones((4, 8)), jax.numpy.ones((8, 3))
+      >>> u, v = sdd_jax.dropout_pair(jax.random.key(0), features, rate=0.5)
+      >>> sdd_jax.sd_dropout_loss_from_logits([u @ kernel, v @ kernel]).shape
+      (4,)
+
+    References:
+      Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022,
+      section 3.
+    """
     divergence = pairwise_symmetric_kl(
         logits, temperature=temperature, gradient=gradient, where=where
+    )
+    return temperature**2 * divergence
+
+
+def sd_dropout_clean_student_loss(
+    features: jax.Array,
+    head_fn: HeadFn,
+    key: jax.Array,
+    *,
+    rate: Rate = 0.5,
+    temperature: float | jax.Array = 3.0,
+    gradient: str = "both",
+    where: jax.Array | None = None,
+) -> jax.Array:
+    r"""Computes the authors' one-mask variant, where the dropped posterior teaches the clean one.
+
+    .. math:: T^2\, \mathrm{KL}(p_u \| p), \qquad
+              p_u = \mathrm{softmax}(h(u \odot f) / T), \quad p = \mathrm{softmax}(h(f) / T)
+
+    Args:
+      features: penultimate features ``[B, ..., D]`` (or ``[D]``, under vmap).
+      head_fn: features ``[N, ..., D]`` to logits ``[N, ..., K]``.
+      key: a PRNG key, or one key per example.
+      rate: dropout rate in [0, 1), or ``(low, high)``.
+      temperature: T > 0.
+      gradient: "forward" stops the gradient at the dropped posterior, "reverse" at the clean one.
+      where: boolean, broadcast to the logits; classes that are False are ignored.
+
+    Returns:
+      Per-example loss ``[B, ...]`` in nats.
+
+    Raises:
+      ValueError: rate outside [0, 1), temperature not positive, or an unknown gradient.
+
+    Example:
+      >>> import jax, sdd_jax
+      >>> features, kernel = jax.numpy.ones((4, 8)), jax.numpy.ones((8, 3))
+      >>> head_fn = lambda f: f @ kernel
+      >>> sdd_jax.sd_dropout_clean_student_loss(features, head_fn, jax.random.key(0)).shape
+      (4,)
+    """
+    teacher = head_fn(dropout(key, features, rate=rate))
+    student = head_fn(features)  # not stacked: XLA shares it with the cross-entropy's logits
+    divergence = kl_divergence(
+        teacher, student, temperature=temperature, gradient=gradient, where=where
     )
     return temperature**2 * divergence
 
@@ -80,7 +168,7 @@ def dropped_logits(
     num_samples: int = 2,
     exclusive: bool = False,
 ) -> list[jax.Array]:
-    """Logits of the head for several dropout masks on the features, in one call of the head.
+    """Computes the head's logits for several dropout masks on the features, in one call of the head.
 
     Args:
       features: ``[B, ..., D]`` (or ``[D]``, under vmap).
@@ -95,6 +183,13 @@ def dropped_logits(
 
     Raises:
       ValueError: as :func:`sdd_jax.dropout_samples`.
+
+    Example:
+      >>> import jax, sdd_jax
+      >>> features, kernel = jax.numpy.ones((4, 8)), jax.numpy.ones((8, 3))
+      >>> logits = sdd_jax.dropped_logits(features, lambda f: f @ kernel, jax.random.key(0))
+      >>> [z.shape for z in logits]
+      [(4, 3), (4, 3)]
     """
     dropped = dropout_samples(
         key, features, rate=rate, num_samples=num_samples, exclusive=exclusive
@@ -103,92 +198,32 @@ def dropped_logits(
 
 
 def head_of_each(head_fn: HeadFn, samples: Sequence[jax.Array]) -> list[jax.Array]:
-    """The logits of several arrays of features, in one call of the head.
+    """Computes the logits of n arrays of features in one call of the head.
+
+    The head gets one batch of the usual rank, ``[B * n, ..., D]``, in which the n samples of an example
+    are adjacent, so that a batch sharded over devices stays in place. (Single features, ``[D]``, take
+    one call each.)
 
     Args:
       head_fn: features ``[N, ..., D]`` to logits ``[N, ..., K]``.
-      samples: arrays ``[B, ..., D]`` (or ``[D]``, under vmap).
+      samples: n arrays ``[B, ..., D]`` (or ``[D]``, under vmap).
 
     Returns:
-      As many arrays ``[B, ..., K]``.
+      n arrays ``[B, ..., K]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sdd_jax import losses
+      >>> kernel = jnp.ones((8, 3))
+      >>> logits = losses.head_of_each(lambda f: f @ kernel, [jnp.ones((4, 8)), jnp.zeros((4, 8))])
+      >>> [z.shape for z in logits]
+      [(4, 3), (4, 3)]
     """
     first = samples[0]
     if first.ndim == 1:
         return [head_fn(features) for features in samples]
-    # The head sees one batch of rows of the rank it is used to. An example's samples lie next to each
-    # other, so a batch that is sharded over devices stays where it is.
     batch, count = first.shape[0], len(samples)
     stacked = jnp.stack(samples, axis=1).reshape(batch * count, *first.shape[1:])
     logits = head_fn(stacked)
     logits = logits.reshape(batch, count, *logits.shape[1:])
     return [logits[:, s] for s in range(count)]
-
-
-def pairwise_symmetric_kl(
-    logits: list[jax.Array],
-    *,
-    temperature: float = 1.0,
-    gradient: str = "both",
-    where: jax.Array | None = None,
-) -> jax.Array:
-    r"""Mean of :func:`sdd_jax.symmetric_kl` over all pairs of several posteriors.
-
-    .. math:: \frac{2}{n (n - 1)} \sum_{i < j}
-              \left[\mathrm{KL}(p_i \| p_j) + \mathrm{KL}(p_j \| p_i)\right]
-
-    Args:
-      logits: n >= 2 arrays ``[..., K]``.
-      temperature: T > 0.
-      gradient: "both", "forward" or "reverse".
-      where: boolean, broadcast to the logits; classes that are False do not take part.
-
-    Returns:
-      Per-example divergence ``[...]`` in nats.
-
-    Raises:
-      ValueError: fewer than two posteriors.
-    """
-    if len(logits) < 2:
-        raise ValueError(f"num_samples must be at least 2, got {len(logits)}")
-    divergences = [
-        symmetric_kl(u, v, temperature=temperature, gradient=gradient, where=where)
-        for u, v in itertools.combinations(logits, 2)
-    ]
-    return sum(divergences[1:], start=divergences[0]) / len(divergences)
-
-
-def sd_dropout_clean_student_loss(
-    features: jax.Array,
-    head_fn: HeadFn,
-    key: jax.Array,
-    *,
-    rate: Rate = 0.5,
-    temperature: float = 3.0,
-    gradient: str = "both",
-    where: jax.Array | None = None,
-) -> jax.Array:
-    r"""The authors' one-mask variant: the dropped posterior teaches the clean one.
-
-    .. math:: T^2\, \mathrm{KL}(p_u \| p), \qquad
-              p_u = \mathrm{softmax}(h(u \odot f) / T), \quad p = \mathrm{softmax}(h(f) / T)
-
-    Args:
-      features: penultimate features ``[B, ..., D]``.
-      head_fn: features to logits ``[B, ..., K]``.
-      key: a PRNG key, or one key per example.
-      rate: dropout rate in [0, 1), or ``(low, high)``.
-      temperature: T > 0.
-      gradient: "forward" stops the gradient at the dropped posterior, "reverse" at the clean one.
-      where: boolean, broadcast to the logits; classes that are False do not take part.
-
-    Returns:
-      Per-example loss ``[B, ...]`` in nats.
-
-    Raises:
-      ValueError: rate outside [0, 1), temperature not positive, or an unknown gradient.
-    """
-    teacher = head_fn(dropout(key, features, rate=rate))
-    divergence = kl_divergence(
-        teacher, head_fn(features), temperature=temperature, gradient=gradient, where=where
-    )
-    return temperature**2 * divergence

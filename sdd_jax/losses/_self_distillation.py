@@ -1,20 +1,20 @@
-"""Self-distillation: one posterior, or feature, of a network teaches another."""
+"""Self-distillation losses, in which one posterior or feature of a network teaches another."""
 
 import jax
 import jax.numpy as jnp
 
+from sdd_jax.losses._arguments import at_least_float32
 from sdd_jax.losses._divergence import kl_divergence, symmetric_kl
-from sdd_jax.losses._precision import at_least_float32
 
 
 def cs_kd_loss(
     logits: jax.Array,
     partner_logits: jax.Array,
     *,
-    temperature: float = 4.0,
+    temperature: float | jax.Array = 4.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""CS-KD: the posterior of another image of the same class teaches.
+    r"""Computes the CS-KD loss, in which another image of the same class teaches.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{sg}(p_{\mathrm{partner}}) \| p), \qquad
               p = \mathrm{softmax}(z / T)
@@ -23,16 +23,20 @@ def cs_kd_loss(
 
     Args:
       logits: ``[..., K]``.
-      partner_logits: ``[..., K]``, of an image of the same class for each example; its gradient is
-        stopped.
+      partner_logits: ``[..., K]``, of another image of each example's class; its gradient is stopped.
       temperature: T > 0.
-      where: boolean, broadcast to the logits; classes that are False do not take part.
+      where: boolean, broadcast to the logits; classes that are False are ignored.
 
     Returns:
       Per-example loss ``[...]`` in nats.
 
     Raises:
       ValueError: temperature not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> print(f"{sdd_jax.cs_kd_loss(jnp.array([0.0, 2.0]), jnp.array([0.0, 3.0])):.4f}")
+      0.1120
 
     References:
       Yun et al., `Regularizing Class-wise Predictions via Self-knowledge Distillation
@@ -45,26 +49,33 @@ def dlb_loss(
     logits: jax.Array,
     last_logits: jax.Array,
     *,
-    temperature: float = 3.0,
+    temperature: float | jax.Array = 3.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""DLB: the posterior that an image had in the last mini-batch teaches.
+    r"""Computes the DLB loss, in which an image's posterior in the last mini-batch teaches.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{sg}(p_{t-1}) \| p_t), \qquad p = \mathrm{softmax}(z / T)
 
-    Each batch repeats half of the one before it, augmented anew; the loss is on that half.
+    Each batch repeats half of the previous one with new augmentations; the loss is on that half. The
+    authors' code passes the repeated and the new images through the network separately; this package
+    trains with one pass over both, so batch norm normalises them together.
 
     Args:
       logits: ``[..., K]``, at this step.
       last_logits: ``[..., K]``, of the same images at the last step; its gradient is stopped.
       temperature: T > 0.
-      where: boolean, broadcast to the logits; classes that are False do not take part.
+      where: boolean, broadcast to the logits; classes that are False are ignored.
 
     Returns:
       Per-example loss ``[...]`` in nats.
 
     Raises:
       ValueError: temperature not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> print(f"{sdd_jax.dlb_loss(jnp.array([0.0, 2.0]), jnp.array([0.0, 3.0])):.4f}")
+      0.1032
 
     References:
       Shen et al., `Self-Distillation from the Last Mini-Batch for Consistency Regularization
@@ -77,22 +88,22 @@ def byot_loss(
     mid_logits: jax.Array,
     final_logits: jax.Array,
     *,
-    temperature: float = 3.0,
+    temperature: float | jax.Array = 3.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""BYOT: the last classifier teaches that of a branch from the middle of the network.
+    r"""Computes the BYOT loss, in which the final classifier teaches an intermediate one.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{sg}(p_{\mathrm{final}}) \| p_{\mathrm{mid}}), \qquad
               p = \mathrm{softmax}(z / T)
 
-    For one branch; sum over the branches, beside their cross-entropies and
+    This is the loss of one branch. Sum it over the branches, and add their cross-entropies and
     :func:`sdd_jax.byot_feature_loss`.
 
     Args:
       mid_logits: ``[..., K]``, of the branch.
-      final_logits: ``[..., K]``, of the network's own classifier; its gradient is stopped.
+      final_logits: ``[..., K]``, of the final classifier; its gradient is stopped.
       temperature: T > 0.
-      where: boolean, broadcast to the logits; classes that are False do not take part.
+      where: boolean, broadcast to the logits; classes that are False are ignored.
 
     Returns:
       Per-example loss ``[...]`` in nats.
@@ -100,19 +111,24 @@ def byot_loss(
     Raises:
       ValueError: temperature not positive.
 
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> print(f"{sdd_jax.byot_loss(jnp.array([0.0, 2.0]), jnp.array([0.0, 3.0])):.4f}")
+      0.1032
+
     References:
-      Zhang et al., `Be Your Own Teacher <https://arxiv.org/abs/1905.08094>`_, 2019: the second of its
+      Zhang et al., `Be Your Own Teacher <https://arxiv.org/abs/1905.08094>`_, 2019, the second of its
       three losses.
     """
     return _teach(final_logits, mid_logits, temperature, where)
 
 
 def byot_feature_loss(mid_features: jax.Array, final_features: jax.Array) -> jax.Array:
-    r"""BYOT: the penultimate features teach those of a branch from the middle of the network.
+    r"""Computes the BYOT feature loss, in which the penultimate features teach a branch's features.
 
     .. math:: \frac{1}{D} \| f_{\mathrm{mid}} - \mathrm{sg}(f_{\mathrm{final}}) \|^2
 
-    The mean over features, as the authors of SD-Dropout compute it; the paper has the sum.
+    The mean over features, as in the SD-Dropout authors' code; the paper has the sum.
 
     Args:
       mid_features: ``[..., D]``, of one branch.
@@ -121,8 +137,13 @@ def byot_feature_loss(mid_features: jax.Array, final_features: jax.Array) -> jax
     Returns:
       Per-example loss ``[...]``.
 
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> print(sdd_jax.byot_feature_loss(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])))
+      2.0
+
     References:
-      Zhang et al., `Be Your Own Teacher <https://arxiv.org/abs/1905.08094>`_, 2019: the third of its
+      Zhang et al., `Be Your Own Teacher <https://arxiv.org/abs/1905.08094>`_, 2019, the third of its
       three losses.
     """
     target = jax.lax.stop_gradient(at_least_float32(final_features))
@@ -133,29 +154,34 @@ def ddgsd_loss(
     logits_1: jax.Array,
     logits_2: jax.Array,
     *,
-    temperature: float = 3.0,
+    temperature: float | jax.Array = 3.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""DDGSD: the posteriors of two augmentations of an image teach each other.
+    r"""Computes the DDGSD loss, in which two augmentations of an image teach each other.
 
     .. math:: T^2 \left[\mathrm{KL}(\mathrm{sg}(p_2) \| p_1) +
               \mathrm{KL}(\mathrm{sg}(p_1) \| p_2)\right], \qquad p = \mathrm{softmax}(z / T)
 
-    Add it to the cross-entropies of both views and :func:`sdd_jax.ddgsd_feature_loss`. The authors of
-    SD-Dropout combine the two by dropping the features of each view once: the term then is
-    ``temperature**2 * symmetric_kl(...)`` of the two views' dropped logits.
+    Add it to the cross-entropies of both views and :func:`sdd_jax.ddgsd_feature_loss`. To combine it
+    with SD-Dropout as those authors do, drop the features of each view once and add
+    :func:`sdd_jax.sd_dropout_loss_from_logits` of the two views' dropped logits.
 
     Args:
       logits_1: ``[..., K]``, of the first view.
       logits_2: ``[..., K]``, of the second.
       temperature: T > 0.
-      where: boolean, broadcast to the logits; classes that are False do not take part.
+      where: boolean, broadcast to the logits; classes that are False are ignored.
 
     Returns:
       Per-example loss ``[...]`` in nats, one for both views together.
 
     Raises:
       ValueError: temperature not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> print(f"{sdd_jax.ddgsd_loss(jnp.array([0.0, 2.0]), jnp.array([0.0, 3.0])):.4f}")
+      0.2109
 
     References:
       Xu and Liu, `Data-Distortion Guided Self-Distillation for Deep Neural Networks
@@ -167,24 +193,32 @@ def ddgsd_loss(
 def ddgsd_feature_loss(
     features_1: jax.Array, features_2: jax.Array, *, axis_name: str | None = None
 ) -> jax.Array:
-    r"""DDGSD: the squared distance between the mean features of two augmentations of a batch.
+    r"""Computes the squared distance of the mean features of two augmentations of a batch.
 
     .. math:: \left\| \frac{1}{B} \sum_b f_1^{(b)} - \frac{1}{B} \sum_b f_2^{(b)} \right\|^2
 
-    The squared maximum mean discrepancy with a linear kernel. It belongs to the batch and not to its
-    examples: the mean of the distances on parts of a batch is another, larger loss. Where the batch is
-    divided over devices, give ``axis_name``; every device then returns the distance for the whole
-    batch, and the ``pmean`` of the gradients of the devices' losses is the gradient for the whole
-    batch, as for losses that are means over examples. (Inside ``shard_map`` with ``check_vma``, where
-    gradients by replicated parameters come out summed, differentiate the ``pmean`` of the loss.)
+    This is the squared maximum mean discrepancy with a linear kernel. Compute both views in one joint
+    batch, as the SD-Dropout authors do: batch norm over each view alone equalises the views' means, and
+    with them most of this loss.
+
+    The loss belongs to the batch, not to its examples: its mean over parts of a batch is larger. Where
+    the batch is sharded over devices, pass ``axis_name``. Every device then returns the distance for
+    the whole batch, and the ``pmean`` of the devices' gradients is the gradient for the whole batch, as
+    for a mean over examples. (Inside ``shard_map`` with ``check_vma``, where gradients with respect to
+    replicated parameters are summed, differentiate the ``pmean`` of the loss.)
 
     Args:
       features_1: ``[B, D]``, of the first view.
       features_2: ``[B, D]``, of the second view of the same images.
-      axis_name: the mapped axis over which the batch is divided into equal shares; None if it is not.
+      axis_name: the mapped axis over which the batch is sharded in equal parts, or None.
 
     Returns:
       A scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> print(sdd_jax.ddgsd_feature_loss(jnp.ones((4, 8)), jnp.zeros((4, 8))))
+      8.0
 
     References:
       Xu and Liu, `Data-Distortion Guided Self-Distillation for Deep Neural Networks
@@ -200,28 +234,34 @@ def dml_loss(
     logits_a: jax.Array,
     logits_b: jax.Array,
     *,
-    temperature: float = 3.0,
+    temperature: float | jax.Array = 3.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""DML: the posteriors of two networks teach each other.
+    r"""Computes the DML loss, in which two networks teach each other.
 
     .. math:: T^2 \left[\mathrm{KL}(\mathrm{sg}(p_b) \| p_a) +
               \mathrm{KL}(\mathrm{sg}(p_a) \| p_b)\right], \qquad p = \mathrm{softmax}(z / T)
 
-    Add it to the cross-entropies of both networks. Stopping the targets gives each network the
-    gradient of its own loss, though both are trained on the sum.
+    Add it to the cross-entropies of both networks. The paper gives each network its own loss; because
+    the targets are stopped, training both on the sum gives the same gradients. The SD-Dropout authors
+    halve the sum of the cross-entropies but not this loss, which doubles its weight.
 
     Args:
       logits_a: ``[..., K]``, of one network.
       logits_b: ``[..., K]``, of the other, for the same images.
       temperature: T > 0; 1 in the original paper.
-      where: boolean, broadcast to the logits; classes that are False do not take part.
+      where: boolean, broadcast to the logits; classes that are False are ignored.
 
     Returns:
       Per-example loss ``[...]`` in nats, one for both networks together.
 
     Raises:
       ValueError: temperature not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> print(f"{sdd_jax.dml_loss(jnp.array([0.0, 2.0]), jnp.array([0.0, 3.0])):.4f}")
+      0.2109
 
     References:
       Zhang et al., `Deep Mutual Learning <https://arxiv.org/abs/1706.00384>`_, 2018.
@@ -233,27 +273,34 @@ def r_drop_loss(
     logits_1: jax.Array,
     logits_2: jax.Array,
     *,
-    temperature: float = 1.0,
+    temperature: float | jax.Array = 1.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""R-Drop: two passes through a network with dropout are to agree.
+    r"""Computes the R-Drop loss, which penalises disagreement between two dropout passes.
 
     .. math:: \frac{1}{2} \left[\mathrm{KL}(p_1 \| p_2) + \mathrm{KL}(p_2 \| p_1)\right], \qquad
               p = \mathrm{softmax}(z / T)
 
-    Half of :func:`sdd_jax.symmetric_kl`. No factor :math:`T^2`, and no stopped gradient.
+    Half of :func:`sdd_jax.symmetric_kl`. No factor :math:`T^2`, and no stopped gradient. Codebases
+    differ: the authors' code for ViT does not halve the two divergences, and sums them over the batch
+    where its cross-entropies are means. Scale the weight accordingly.
 
     Args:
       logits_1: ``[..., K]``, of the first pass.
       logits_2: ``[..., K]``, of the second, for the same inputs.
       temperature: T > 0.
-      where: boolean, broadcast to the logits; classes that are False do not take part.
+      where: boolean, broadcast to the logits; classes that are False are ignored.
 
     Returns:
       Per-example loss ``[...]`` in nats.
 
     Raises:
       ValueError: temperature not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, sdd_jax
+      >>> print(f"{sdd_jax.r_drop_loss(jnp.array([0.0, 2.0]), jnp.array([0.0, 3.0])):.4f}")
+      0.0359
 
     References:
       Liang et al., `R-Drop <https://arxiv.org/abs/2106.14448>`_, 2021.

@@ -1,18 +1,21 @@
-"""LeNet-5, in the form of its Caffe version, as Dropout Distillation uses it."""
+"""LeNet-5 in its Caffe form, which the Dropout Distillation paper uses."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.errors import check
-from sdd_jax.models.base import Classifier, Dropout, conv_init, models
-from sdd_jax.models.convolution import Conv
-from sdd_jax.models.pooling import max_pool
+from sdd_jax.models.base import Classifier, Dtype, Width, models
+from sdd_jax.models.layers import Conv, Dropout, hidden_init, max_pool, require_size
+from sdd_jax.options import Rate
 
 
 @models.register("lenet")
 def lenet(
-    *, num_classes: int, width: int = 20, dropout_rate: float = 0.0, dtype: str = "float32"
+    *,
+    num_classes: int,
+    width: Width = 20,
+    dropout_rate: Rate = 0.0,
+    dtype: Dtype = "float32",
 ) -> Classifier:
     """Two 5x5 convolutions with pooling and one hidden layer; dropout after the hidden layer.
 
@@ -23,9 +26,13 @@ def lenet(
 
 @models.register("lenet_all")
 def lenet_all(
-    *, num_classes: int, width: int = 20, dropout_rate: float = 0.5, dtype: str = "float32"
+    *,
+    num_classes: int,
+    width: Width = 20,
+    dropout_rate: Rate = 0.5,
+    dtype: Dtype = "float32",
 ) -> Classifier:
-    """``lenet`` with dropout after every convolution, too.
+    """``lenet`` with dropout after every convolution as well.
 
     Rota Bulo et al., `Dropout Distillation <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016,
     section 5.
@@ -34,26 +41,22 @@ def lenet_all(
 
 
 class LeNet(nn.Module):
-    """The backbone: images of at least 16x16 pixels to ``[B, 25 * width]``."""
+    """The backbone, for images of 16x16 pixels or more."""
 
     width: int
     dropout_rate: float
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
-        """Features ``[B, 25 * width]``."""
-        height, width = images.shape[1:3]
-        check(
-            min(height, width) >= 16,
-            "config.dataset",
-            f"{height}x{width}",
-            "16x16 pixels or more for lenet",
-        )
+    def __call__(
+        self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None
+    ) -> jax.Array:
+        """Computes features ``[B, 25 * width]``."""
+        require_size(images, 16, "lenet")
         x = images
         for channels in (self.width, self.width * 5 // 2):
             x = Conv(channels, (5, 5), padding="VALID", dtype=self.dtype)(x)
             x = max_pool(x, 2, 2)
             x = Dropout(self.dropout_rate)(x, dropout_keys)
         x = x.reshape(x.shape[0], -1)
-        return nn.relu(nn.Dense(25 * self.width, dtype=self.dtype, kernel_init=conv_init)(x))
+        return nn.relu(nn.Dense(25 * self.width, dtype=self.dtype, kernel_init=hidden_init)(x))

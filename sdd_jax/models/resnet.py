@@ -1,7 +1,7 @@
 """Residual networks, in the form for CIFAR (3x3 stem, no pooling) and for ImageNet.
 
-He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2016; bottleneck blocks have
-their stride on the 3x3 convolution, as the published parameter counts and torchvision do.
+He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2016. As in torchvision,
+bottleneck blocks have their stride on the 3x3 convolution; the paper has it on the first 1x1.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,12 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.errors import check
-from sdd_jax.models.base import Classifier, models
-from sdd_jax.models.convolution import layers
-from sdd_jax.models.pooling import max_pool
-
-STEMS = ("cifar", "imagenet")
+from sdd_jax.models.base import Classifier, Dtype, Stem, Width, models
+from sdd_jax.models.layers import layers, max_pool
+from sdd_jax.options import Rate
 
 
 class BasicBlock(nn.Module):
@@ -53,8 +50,11 @@ class Bottleneck(nn.Module):
         return nn.relu(y + shortcut(self, x, y.shape))
 
 
+Block = type[BasicBlock] | type[Bottleneck]
+
+
 def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """``x`` itself, or projected by a 1x1 convolution where the block changes its shape."""
+    """Returns ``x``, projected by a 1x1 convolution where the block changes its shape."""
     if x.shape == tuple(shape):
         return x
     return block.norm(name="shortcut_norm")(
@@ -65,23 +65,23 @@ def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: Sequence[int])
 class ResNet(nn.Module):
     """The backbone: stem, four stages, global average pooling."""
 
-    block: type[nn.Module]
+    block: Block
     stages: Sequence[int]
     width: int
-    stem: str
+    stem: Stem
     axis_name: str | None
     dtype: jnp.dtype
 
     @property
     def num_stages(self) -> int:
-        """As many as the paper's, the stem aside."""
+        """Number of stages, without the stem."""
         return len(self.stages)
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool, dropout_keys: jax.Array | None, stage: int = 0
-    ):
-        """Features ``[B, 8 * width * expansion]`` of images, or of what stage number ``stage`` gave."""
+    ) -> jax.Array:
+        """Computes features ``[B, 8 * width * expansion]`` of images, or of the output of a stage."""
         conv, norm = layers(train=train, axis_name=self.axis_name, dtype=self.dtype)
         if stage == 0 and self.stem == "cifar":
             x = nn.relu(norm(name="stem_norm")(conv(self.width, 3, name="stem_conv")(x)))
@@ -101,19 +101,18 @@ class ResNet(nn.Module):
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
-def _register(name: str, block: type[nn.Module], stages: Sequence[int]) -> None:
+def _register(name: str, block: Block, stages: Sequence[int]) -> None:
     @models.register(name)
     def resnet(
         *,
         num_classes: int,
         axis_name: str | None,
-        width: int = 64,
-        stem: str = "cifar",
-        dropout_rate: float = 0.0,
-        dtype: str = "float32",
+        width: Width = 64,
+        stem: Stem = "cifar",
+        dropout_rate: Rate = 0.0,
+        dtype: Dtype = "float32",
     ) -> Classifier:
-        """The network of this depth; ``dropout_rate`` is that of dropout before the head."""
-        check(stem in STEMS, "config.model.stem", stem, f"one of {', '.join(STEMS)}")
+        """The network of this depth; ``dropout_rate`` is that of the dropout before the head."""
         backbone = ResNet(block, tuple(stages), width, stem, axis_name, jnp.dtype(dtype))
         return Classifier(backbone, num_classes, dropout_rate)
 

@@ -3,6 +3,11 @@
 Dosovitskiy et al., `An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>`_, 2021, in the
 small sizes of Touvron et al., `DeiT <https://arxiv.org/abs/2012.12877>`_, 2021, without its
 distillation token.
+
+Parameters start as in the former paper's code, with two exceptions: the biases of the perceptrons start
+from zero (there from a normal distribution of standard deviation 1e-6), and the head as described in
+:class:`sdd_jax.models.Classifier` (there from zero). GELU is exact, as in DeiT's code; the former
+paper's code approximates it by tanh.
 """
 
 from functools import partial
@@ -11,15 +16,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.errors import check
-from sdd_jax.models.base import Classifier, Dropout, models
-from sdd_jax.models.convolution import Conv
+from sdd_jax.errors import require
+from sdd_jax.models.base import Classifier, Depth, Dtype, Width, models
+from sdd_jax.models.layers import Conv, Dropout, promoting
+from sdd_jax.options import Rate, Size
 
 kernel_init = nn.initializers.xavier_uniform()
 
 
 class Block(nn.Module):
-    """Self-attention, then a perceptron of two layers; each normalises its input and adds to it."""
+    """Self-attention, then a two-layer perceptron; each has layer norm before it and a shortcut."""
 
     heads: int
     dropout_rate: float
@@ -34,8 +40,8 @@ class Block(nn.Module):
         attention = nn.MultiHeadDotProductAttention(
             self.heads, dtype=self.dtype, kernel_init=kernel_init, force_fp32_for_softmax=True
         )
-        x = x + Dropout(self.dropout_rate)(attention(norm()(x)), dropout_keys)
-        y = nn.gelu(dense(4 * width)(norm()(x)), approximate=False)
+        x = x + Dropout(self.dropout_rate)(promoting(attention)(promoting(norm())(x)), dropout_keys)
+        y = nn.gelu(dense(4 * width)(promoting(norm())(x)), approximate=False)
         y = dense(width)(Dropout(self.dropout_rate)(y, dropout_keys))
         return x + Dropout(self.dropout_rate)(y, dropout_keys)
 
@@ -43,8 +49,8 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """The backbone: square patches as tokens, a class token, ``depth`` blocks.
 
-    Dropout is where the paper has it: after each dense layer but the projections to queries, keys and
-    values, and after the position embeddings.
+    Dropout follows each dense layer except the projections to queries, keys and values, and follows the
+    position embeddings, as in the paper.
     """
 
     width: int
@@ -55,13 +61,15 @@ class VisionTransformer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None):
-        """Features ``[B, width]``: the class token after the last layer norm."""
+    def __call__(
+        self, images: jax.Array, *, train: bool, dropout_keys: jax.Array | None
+    ) -> jax.Array:
+        """Computes features ``[B, width]``: the class token after the last layer norm."""
         batch, rows, columns = images.shape[:3]
         size = self.patch_size
-        check(
+        require(
             rows % size == 0 and columns % size == 0,
-            "config.model.patch_size",
+            "patch_size",
             size,
             f"a divisor of the images' {rows}x{columns} pixels",
         )
@@ -85,7 +93,8 @@ class VisionTransformer(nn.Module):
             x = Block(self.heads, self.dropout_rate, self.dtype, name=f"block{i + 1}")(
                 x, dropout_keys
             )
-        return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(x[:, 0])
+        norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")
+        return promoting(norm)(x[:, 0])
 
 
 def _register(name: str, default_width: int, heads: int) -> None:
@@ -93,27 +102,19 @@ def _register(name: str, default_width: int, heads: int) -> None:
     def vit(
         *,
         num_classes: int,
-        width: int = default_width,
-        depth: int = 12,
-        patch_size: int = 4,
-        block_dropout_rate: float = 0.0,
-        dropout_rate: float = 0.0,
-        dtype: str = "float32",
+        width: Width = default_width,
+        depth: Depth = 12,
+        patch_size: Size = 4,
+        block_dropout_rate: Rate = 0.0,
+        dropout_rate: Rate = 0.0,
+        dtype: Dtype = "float32",
     ) -> Classifier:
-        """The network of this width and number of heads, on patches for images of 32x32 pixels.
+        """The network of this width and number of heads; its patches suit images of 32x32 pixels.
 
         At 224x224 a ``patch_size`` of 16 is the published network. ``block_dropout_rate`` is that of
-        dropout inside (the paper: 0.1), ``dropout_rate`` that of dropout before the head.
+        the dropout inside (0.1 in the paper), ``dropout_rate`` that of the dropout before the head.
         """
-        check(width % heads == 0, "config.model.width", width, f"a multiple of {heads}, its heads")
-        check(depth >= 1, "config.model.depth", depth, "at least 1")
-        check(patch_size >= 1, "config.model.patch_size", patch_size, "at least 1")
-        check(
-            0 <= block_dropout_rate < 1,
-            "config.model.block_dropout_rate",
-            block_dropout_rate,
-            "in [0, 1)",
-        )
+        require(width % heads == 0, "width", width, f"a multiple of {heads}, the number of heads")
         backbone = VisionTransformer(
             width, depth, heads, patch_size, block_dropout_rate, jnp.dtype(dtype)
         )

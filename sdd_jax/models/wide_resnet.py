@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.errors import check
-from sdd_jax.models.base import Classifier, Dropout, models
-from sdd_jax.models.convolution import layers
+from sdd_jax.models.base import Classifier, Dtype, Width, models
+from sdd_jax.models.layers import Dropout, layers
+from sdd_jax.options import Rate
 
 
 class WideBlock(nn.Module):
@@ -50,8 +50,8 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool, dropout_keys: jax.Array | None, stage: int = 0
-    ):
-        """Features ``[B, 4 * width * widen]`` of images, or of what stage number ``stage`` gave."""
+    ) -> jax.Array:
+        """Computes features ``[B, 4 * width * widen]`` of images, or of the output of a stage."""
         conv, norm = layers(train=train, axis_name=self.axis_name, dtype=self.dtype)
         if stage == 0:
             x = conv(self.width, 3, name="stem_conv")(x)
@@ -76,23 +76,17 @@ def _register(depth: int, widen: int) -> None:
         *,
         num_classes: int,
         axis_name: str | None,
-        width: int = 16,
-        block_dropout_rate: float = 0.0,
-        dropout_rate: float = 0.0,
-        dtype: str = "float32",
+        width: Width = 16,
+        block_dropout_rate: Rate = 0.0,
+        dropout_rate: Rate = 0.0,
+        dtype: Dtype = "float32",
     ) -> Classifier:
         """The network of this depth and widening factor.
 
         ``width`` is the number of channels of the first convolution; the stages have ``widen`` times
-        that, twice and four times as many. ``block_dropout_rate`` is that of dropout in the blocks (the
-        paper: 0.3), ``dropout_rate`` that of dropout before the head.
+        as many, then twice and four times that. ``block_dropout_rate`` is that of the dropout in the
+        blocks (0.3 in the paper), ``dropout_rate`` that of the dropout before the head.
         """
-        check(
-            0 <= block_dropout_rate < 1,
-            "config.model.block_dropout_rate",
-            block_dropout_rate,
-            "in [0, 1)",
-        )
         backbone = WideResNet(depth, widen, width, block_dropout_rate, axis_name, jnp.dtype(dtype))
         return Classifier(backbone, num_classes, dropout_rate)
 

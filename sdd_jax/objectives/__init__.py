@@ -1,9 +1,10 @@
-"""What one step minimises. An objective is a file here that registers a function; see ``base``."""
+"""Objectives: training losses. Each module registers one by name; ``base`` has the interface."""
 
 from sdd_jax.objectives.base import (
     Auxiliary,
     Batch,
     Clock,
+    Forward,
     Memory,
     Objective,
     Output,
@@ -17,6 +18,7 @@ __all__ = [
     "Auxiliary",
     "Batch",
     "Clock",
+    "Forward",
     "Memory",
     "Objective",
     "Output",

@@ -1,9 +1,9 @@
-"""What an objective is to the training step.
+"""Objectives: the interface between a method and the training step.
 
-An objective turns a batch into weighted terms, each a vector with one value per example. It does so
-through ``forward``, which runs the network, and returns what it saw, so that another objective can be
-laid on top of it (``with_sd_dropout``): methods compose, no class per combination. What it needs beside
-the network (pairs of images, a second network, memory of earlier predictions) it declares.
+An objective turns a batch into weighted terms, each with one value per example. It runs the network
+through ``forward`` and returns the passes with the terms, so that another objective can build on them
+(``with_sd_dropout``): methods compose, without a class per combination. Anything it needs beside the
+network (pairs of images, a second network, a memory of earlier predictions) it declares.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from sdd_jax.registry import Registry
 
-objectives = Registry("sdd_jax.objectives", "config.objective")
+objectives = Registry("sdd_jax.objectives", "objective")
 
 
 class Clock(NamedTuple):
-    """Where in the run a step is.
+    """The position of a step in its run.
 
     Attributes:
       step: int32 scalar, the number of completed steps.
@@ -34,29 +34,30 @@ class Clock(NamedTuple):
 
     @property
     def progress(self) -> jax.Array:
-        """Share of the run that is completed, in [0, 1)."""
+        """Fraction of the run's steps that are completed, in [0, 1)."""
         return self.step.astype(jnp.float32) / self.total_steps
 
     @property
     def epochs_begun(self) -> jax.Array:
-        """Share of the run's epochs that have begun, in (0, 1]: t / epochs for t = 1, 2, ..."""
+        """Fraction of the run's epochs that have begun, in (0, 1]: t / epochs for t = 1, 2, ..."""
         epoch = self.step // self.steps_per_epoch + 1
-        share = epoch.astype(jnp.float32) * self.steps_per_epoch / self.total_steps
-        return jnp.minimum(share, 1.0)
+        fraction = epoch.astype(jnp.float32) * self.steps_per_epoch / self.total_steps
+        return jnp.minimum(fraction, 1.0)
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """A batch on one device, augmented and normalised.
 
     Attributes:
       views: one array of images ``[B, H, W, C]`` for each view that the objective's sampler draws.
       labels: ``[B]`` int32, of the first view.
-      index: ``[B]`` int32, each example's place in the training set.
-      position: ``[B]`` int32, each example's place in the global batch.
-      clock: where in the run this step is.
-      constants: the objective's own ``constants``, on the device.
-      memory: the objective's memory, all of it.
-      axis_name: the mapped axis over which the batch is divided; None if it is not.
+      index: ``[B]`` int32, the examples' indices in the training set.
+      position: ``[B]`` int32, the examples' indices in the global batch.
+      clock: the position of this step in the run.
+      constants: the objective's ``constants``, on the device.
+      memory: the objective's memory before this step.
+      axis_name: the mapped axis over which the batch is sharded, or None.
     """
 
     views: tuple[jax.Array, ...]
@@ -69,17 +70,21 @@ class Batch(NamedTuple):
     axis_name: str | None = None
 
 
+def _no_stages(x: jax.Array, stage: int) -> jax.Array:
+    raise ValueError(f"cannot resume after stage {stage}: the network has no stages")
+
+
 class View(NamedTuple):
-    """What the network made of some images.
+    """One forward pass over a batch of images.
 
     Attributes:
-      features: ``[B, D]``, penultimate, before any dropout of the network's own on them.
+      features: ``[B, D]``, penultimate, before the network's own dropout on them.
       logits: ``[B, K]``, of the head on these features, after that dropout.
-      head: the last layer with its parameters, applicable again.
-      batch_stats: the batch statistics after this forward pass.
-      stages: what the network's stages gave, in order; empty for a network without stages.
-      resume: ``(x, stage) -> logits``: the rest of the network on ``x``, in place of what stage number
-        ``stage`` (from 1) gave; it leaves no batch statistics behind.
+      head: ``[N, D] -> [N, K]``, the last layer with its parameters.
+      batch_stats: the batch statistics after this pass.
+      stages: outputs of the network's stages, in order; empty for a network without stages.
+      resume: ``(x, stage) -> logits [B, K]``: runs the rest of the network on ``x``, in place of the
+        output of stage number ``stage`` (from 1). Its batch statistics are discarded.
     """
 
     features: jax.Array
@@ -87,7 +92,7 @@ class View(NamedTuple):
     head: Callable[[jax.Array], jax.Array]
     batch_stats: Any
     stages: Sequence[jax.Array] = ()
-    resume: Callable[[jax.Array, int], jax.Array] | None = None
+    resume: Callable[[jax.Array, int], jax.Array] = _no_stages
 
 
 class Forward(Protocol):
@@ -96,19 +101,34 @@ class Forward(Protocol):
     def __call__(
         self, images: jax.Array, *, batch_stats: Any = None, dropout: str | None = "dropout"
     ) -> View:
-        """The view of ``images``; a second pass hands on the ``batch_stats`` of the first.
+        """Runs one pass over ``images`` ``[B, H, W, C]``.
 
-        ``dropout`` names the stream of random numbers for the network's own dropout; None for none.
+        Args:
+          images: the images.
+          batch_stats: the batch statistics to update: those of an earlier pass, or of the state if None.
+          dropout: the PRNG stream of the network's own dropout; None for no dropout.
+        """
+        ...
+
+    def joint(self, batches: Sequence[jax.Array], *, dropout: Sequence[str]) -> list[View]:
+        """Runs one pass over the concatenation of several batches and returns a view of each.
+
+        Batch norm normalises by the statistics of all batches together, and updates the running
+        statistics once.
+
+        Args:
+          batches: arrays of images ``[B, H, W, C]``.
+          dropout: for each batch, the PRNG stream of the network's own dropout.
         """
         ...
 
     def auxiliary(self, *arguments: jax.Array) -> tuple[Any, Any]:
-        """What the objective's auxiliary network makes of its arguments, and its batch statistics."""
+        """Runs the objective's auxiliary network; returns its output and its batch statistics."""
         ...
 
 
 class Term(NamedTuple):
-    """One summand of the loss: per-example values ``[B]``, logged unweighted, and their weight."""
+    """One summand of the loss: values ``[B]``, which are logged unweighted, and their weight."""
 
     values: jax.Array
     weight: float | jax.Array = 1.0
@@ -116,17 +136,17 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Output:
-    """What an objective hands back to the training step.
+    """The result of an objective on one batch.
 
     Attributes:
       view: the pass whose logits are this step's predictions.
       terms: name to term; the loss is the sum of their weighted means.
       batch_stats: the batch statistics after all passes.
-      metrics: name to per-example values ``[B]`` that are logged and not minimised.
-      other_view: another pass over the same images, if there was one: masks drawn in pairs then fall
-        on the two in turn.
+      metrics: name to values ``[B]`` that are logged but not minimised.
+      other_view: a second pass over the same images, if there is one; SD-Dropout then masks the two
+        alternately.
       auxiliary_stats: batch statistics of the auxiliary network after all its passes.
-      remember: per-example arrays ``[B, ...]`` for the memory.
+      remember: arrays ``[B, ...]`` for the memory.
     """
 
     view: View
@@ -134,17 +154,17 @@ class Output:
     batch_stats: Any
     metrics: dict[str, jax.Array] = field(default_factory=dict)
     other_view: View | None = None
-    auxiliary_stats: Any = None
+    auxiliary_stats: Any = field(default_factory=dict)
     remember: Any = None
 
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """A second network that is trained along, and forgotten at test time.
+    """A second network, trained with the first and not used after training.
 
     Attributes:
       module: linen; called with the arguments, ``train`` and ``dropout_keys``.
-      arguments: arrays of a batch of one, to initialise it with.
+      arguments: arrays for a batch of one, to initialise it with.
     """
 
     module: nn.Module
@@ -153,12 +173,12 @@ class Auxiliary:
 
 @dataclass(frozen=True)
 class Memory:
-    """What an objective carries from step to step; a part of the checkpoint, the same on all devices.
+    """Arrays that an objective carries from step to step; saved in checkpoints, equal on all devices.
 
     Attributes:
       create: ``(labels [N], num_classes, batch_size) -> memory``, a tree of arrays.
-      update: ``(memory, index [B], position [B], remembered) -> memory``; it sees the global batch, on
-        every device.
+      update: ``(memory, index [B], position [B], remembered) -> memory``; every device calls it with the
+        global batch.
     """
 
     create: Callable[[Any, int, int], Any]
@@ -167,26 +187,26 @@ class Memory:
 
 @dataclass(frozen=True)
 class Objective:
-    """A pure function for the training step, and what it needs from the rest of the program.
+    """A pure loss function, and its requirements on the rest of the program.
 
     Attributes:
-      loss: ``(forward, batch, keys) -> Output``; ``keys(stream)`` gives one PRNG key per example
+      loss: ``(forward, batch, keys) -> Output``; ``keys(stream)`` returns one PRNG key per example
         ``[B]``, the same on any number of devices.
-      sampler: the name in ``sdd_jax.data.samplers`` that draws its batches.
-      uses_labels: whether it looks at labels; only then may the inputs be unlabelled.
-      constants: host arrays that it needs on the device at every step, e.g. a frozen teacher.
+      sampler: name of the batch sampler, see ``sdd_jax.data.samplers``.
+      batch_multiple: the global batch size must be a multiple of this.
+      uses_labels: False if the loss ignores labels; the inputs may then be unlabelled.
+      constants: ``(images [N, H, W, C], key) -> arrays``: host arrays needed on the device at every
+        step, e.g. a frozen teacher, from some prepared training inputs and a PRNG key.
       initialise: ``(key, variables) -> variables``, changes the network's initial values.
-      references: ``(images, key) -> figures`` that hold for the whole run, from some training inputs
-        ``[B, H, W, C]``; logged beside the terms.
       auxiliary: a second network.
-      memory: of earlier steps.
+      memory: arrays carried from step to step.
     """
 
     loss: Callable[[Forward, Batch, Callable[[str], jax.Array]], Output]
     sampler: str = "uniform"
+    batch_multiple: int = 1
     uses_labels: bool = True
-    constants: Any = None
+    constants: Callable[[jax.Array, jax.Array], Any] | None = None
     initialise: Callable[[jax.Array, Any], Any] | None = None
-    references: Callable[[jax.Array, jax.Array], dict[str, float]] | None = None
     auxiliary: Auxiliary | None = None
     memory: Memory | None = None

@@ -1,26 +1,21 @@
 """The one-mask variant of SD-Dropout: the dropped posterior teaches the clean one."""
 
+from typing import Literal
+
 from sdd_jax import losses
-from sdd_jax.errors import check
 from sdd_jax.objectives.base import Objective, Output, Term, objectives
+from sdd_jax.options import NonNegative, Positive, Rate
 
 
 @objectives.register("clean_student")
 def clean_student(
     *,
-    weight: float = 1.0,
-    dropout_rate: float = 0.5,
-    temperature: float = 3.0,
-    gradient: str = "both",
+    weight: NonNegative = 1.0,
+    dropout_rate: Rate = 0.5,
+    temperature: Positive = 3.0,
+    gradient: Literal["both", "forward", "reverse"] = "both",
 ) -> Objective:
-    """Cross-entropy, and ``weight`` times :func:`sdd_jax.sd_dropout_clean_student_loss`."""
-    check(weight >= 0, "config.objective.weight", weight, "0 or more")
-    check(0 <= dropout_rate < 1, "config.objective.dropout_rate", dropout_rate, "in [0, 1)")
-    check(temperature > 0, "config.objective.temperature", temperature, "greater than 0")
-    allowed = losses.GRADIENTS
-    check(
-        gradient in allowed, "config.objective.gradient", gradient, f"one of {', '.join(allowed)}"
-    )
+    """Cross-entropy, plus ``weight`` times :func:`sdd_jax.sd_dropout_clean_student_loss`."""
 
     def loss(forward, batch, keys):
         view = forward(batch.views[0])

@@ -1,29 +1,29 @@
-"""Objectives that compare the network's posterior with the labels alone."""
+"""Cross-entropy and label smoothing."""
 
 from sdd_jax import losses
-from sdd_jax.errors import check
 from sdd_jax.objectives.base import Objective, Output, Term, objectives
+from sdd_jax.options import Fraction
 
 
 @objectives.register("cross_entropy")
 def cross_entropy() -> Objective:
-    """Cross-entropy of the labels."""
-    return _labels_only("cross_entropy", losses.cross_entropy)
+    """Cross-entropy of the labels, :func:`sdd_jax.cross_entropy`."""
+
+    def loss(forward, batch, keys):
+        view = forward(batch.views[0])
+        values = losses.cross_entropy(view.logits, batch.labels)
+        return Output(view, {"cross_entropy": Term(values)}, view.batch_stats)
+
+    return Objective(loss)
 
 
 @objectives.register("label_smoothing")
-def label_smoothing(*, smoothing: float = 0.1) -> Objective:
-    """Cross-entropy with smoothed labels."""
-    check(0 <= smoothing <= 1, "config.objective.smoothing", smoothing, "in [0, 1]")
-    return _labels_only(
-        "label_smoothing",
-        lambda logits, labels: losses.label_smoothing(logits, labels, smoothing=smoothing),
-    )
+def label_smoothing(*, smoothing: Fraction = 0.1) -> Objective:
+    """Cross-entropy of smoothed labels, :func:`sdd_jax.label_smoothing`."""
 
-
-def _labels_only(name, loss_fn) -> Objective:
     def loss(forward, batch, keys):
         view = forward(batch.views[0])
-        return Output(view, {name: Term(loss_fn(view.logits, batch.labels))}, view.batch_stats)
+        values = losses.label_smoothing(view.logits, batch.labels, smoothing=smoothing)
+        return Output(view, {"label_smoothing": Term(values)}, view.batch_stats)
 
     return Objective(loss)

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from sdd_jax import losses
-from sdd_jax.errors import check
 from sdd_jax.objectives.base import Auxiliary, Objective, Output, Term, objectives
+from sdd_jax.options import NonNegative, Positive
 
 
 @objectives.register("dml")
@@ -14,15 +14,14 @@ def dml(
     *,
     model: nn.Module,
     image_shape: tuple[int, int, int],
-    weight: float = 1.0,
-    temperature: float = 3.0,
+    weight: NonNegative = 1.0,
+    temperature: Positive = 3.0,
 ) -> Objective:
-    """Half the cross-entropy of each of two networks, and :func:`sdd_jax.dml_loss`.
+    """Half the cross-entropy of each of two networks, plus ``weight`` times :func:`sdd_jax.dml_loss`.
 
-    The second network is built as the first and starts from other values; the first is evaluated.
+    The second network has the architecture of the first and other initial values; the first is
+    evaluated.
     """
-    check(weight >= 0, "config.objective.weight", weight, "0 or more")
-    check(temperature > 0, "config.objective.temperature", temperature, "greater than 0")
 
     def loss(forward, batch, keys):
         view = forward(batch.views[0])

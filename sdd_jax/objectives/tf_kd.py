@@ -3,27 +3,29 @@
 import flax.linen as nn
 
 from sdd_jax import losses
-from sdd_jax.errors import check
+from sdd_jax.errors import require
 from sdd_jax.objectives.base import Objective, Output, Term, objectives
+from sdd_jax.options import Fraction, Positive, Rate
 
 
 @objectives.register("tf_kd")
 def tf_kd(
-    *, model: nn.Module, alpha: float = 0.1, correct: float = 0.99, temperature: float = 20.0
+    *,
+    model: nn.Module,
+    alpha: Fraction = 0.1,
+    correct: Rate = 0.99,
+    temperature: Positive = 20.0,
 ) -> Objective:
-    """``1 - alpha`` times the cross-entropy, and ``alpha`` temperature^2 :func:`sdd_jax.tf_kd_loss`.
+    """``1 - alpha`` times the cross-entropy, plus ``alpha`` temperature^2 :func:`sdd_jax.tf_kd_loss`.
 
-    The square of the temperature, which the paper leaves to ``alpha``, keeps the term's gradients of the
-    size of the cross-entropy's.
+    The square of the temperature, which the paper leaves to ``alpha``, gives the term gradients of the
+    same size as the cross-entropy's.
+
+    Raises:
+      InputError: ``correct`` below 1 / K.
     """
-    check(0 <= alpha <= 1, "config.objective.alpha", alpha, "in [0, 1]")
-    check(temperature > 0, "config.objective.temperature", temperature, "greater than 0")
-    check(
-        1 / model.num_classes <= correct < 1,
-        "config.objective.correct",
-        correct,
-        f"in [1/{model.num_classes}, 1)",
-    )
+    num_classes = model.num_classes
+    require(correct >= 1 / num_classes, "correct", correct, f"in [1/{num_classes}, 1)")
 
     def loss(forward, batch, keys):
         view = forward(batch.views[0])

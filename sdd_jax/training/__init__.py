@@ -1,1 +1,1 @@
-"""Training: one pure step, and the loop around it."""
+"""Training: state, one pure step, optimizers and schedules."""

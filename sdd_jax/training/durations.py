@@ -1,25 +1,29 @@
-"""Durations in a config: ``"100 steps"`` or ``"1.5 epochs"``."""
+"""Durations as strings: ``"100 steps"`` or ``"1.5 epochs"``."""
 
 import re
 
-from sdd_jax.errors import InputError, check
+from sdd_jax.errors import InputError, require
 
 LARGEST = 2**31 - 1  # the counter of steps has 32 bits
 _DURATION = re.compile(r"\s*(\d+(?:\.\d*)?)\s*(steps?|epochs?)\s*")
 
 
 def steps(field: str, duration: str, steps_per_epoch: int, *, at_least: int = 1) -> int:
-    """The number of steps that ``duration`` says.
+    """Converts a duration to a number of steps.
+
+    Args:
+      field: name of the input, for messages.
+      duration: ``"N steps"`` with a whole N, or ``"X epochs"``, rounded to steps.
+      steps_per_epoch: of the data engine.
+      at_least: the smallest number of steps allowed.
 
     Raises:
-      InputError: not of the form ``N steps`` or ``N epochs``, fewer than ``at_least`` steps, or more
-        than can be counted.
+      InputError: another form, fewer than ``at_least`` steps, or more than 32 bits can count.
     """
     match = _DURATION.fullmatch(duration)
     if not match or ("step" in match[2] and "." in match[1]):
-        raise InputError(f"{field}: must be 'N steps' or 'N epochs', got {duration!r}")
+        raise InputError(f"must be 'N steps' or 'N epochs', got {duration!r}", field=field)
     number = float(match[1]) * (1 if "step" in match[2] else steps_per_epoch)
-    check(number <= LARGEST, field, duration, f"at most {LARGEST} steps")
-    if round(number) < at_least:
-        raise InputError(f"{field}: must be at least {at_least} steps, got {duration!r}")
+    require(number <= LARGEST, field, duration, f"at most {LARGEST} steps")
+    require(round(number) >= at_least, field, duration, f"at least {at_least} steps")
     return round(number)

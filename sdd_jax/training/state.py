@@ -1,5 +1,6 @@
-"""The training state: everything a checkpoint must hold, and nothing random."""
+"""The training state: everything that a checkpoint must hold, and nothing random."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +8,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from sdd_jax.objectives import Auxiliary
-from sdd_jax.training.random import stream_key
+from sdd_jax.prng import stream_key
+from sdd_jax.training.optimizers import Optimizer
 
 
 @flax.struct.dataclass
@@ -21,32 +22,35 @@ class TrainState:
       step: int32 scalar, the number of completed steps.
       params: the network's parameters, float32.
       batch_stats: running statistics of batch norm.
-      opt_state: of the optimizer.
-      auxiliary: parameters and batch statistics of the objective's auxiliary network; empty without.
-      memory: the objective's; empty without.
+      opt_state: of the optimizer, over ``trainable``.
+      auxiliary: ``{"params": ..., "batch_stats": ...}`` of the objective's auxiliary network; both empty
+        without one.
+      memory: the objective's; empty without one.
+      ema: exponential moving average of ``params``; empty without one.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
-    auxiliary: Any = flax.struct.field(default_factory=dict)
-    memory: Any = flax.struct.field(default_factory=dict)
+    auxiliary: Any
+    memory: Any
+    ema: Any
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """The variables to evaluate the network with: averaged parameters if the run averages them."""
+        return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
 
     @property
-    def trainable(self) -> Any:
-        """What the optimizer sees: the parameters, and those of the auxiliary network if any."""
-        return trainable(self.params, self.auxiliary)
+    def trainable(self) -> dict[str, Any]:
+        """The parameters that the optimizer updates, of both networks."""
+        return {"params": self.params, "auxiliary": self.auxiliary["params"]}
 
 
 def create(
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     seed: int,
     image_shape: tuple[int, int, int],
@@ -54,36 +58,37 @@ def create(
     auxiliary: Auxiliary | None = None,
     memory: Any = None,
 ) -> TrainState:
-    """The state before the first step; a function of the seed, and of what ``initialise`` changes.
+    """Creates the state before the first step, a function of the seed and of ``initialise``.
 
     Args:
       model: the network.
-      optimizer: the gradient transformation.
+      optimizer: the gradient transformation and the average.
       seed: of the initial values.
       image_shape: ``(H, W, C)``.
       initialise: changes the network's initial values.
       auxiliary: the objective's auxiliary network.
       memory: the objective's memory before the first step.
     """
-    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape))))
-    variables = init(stream_key(seed, "params"))
+    variables = _initial(model, stream_key(seed, "params"), jnp.zeros((1, *image_shape)))
     if initialise is not None:
         variables = initialise(stream_key(seed, "initialise"), variables)
-    second = {}
+    second = {"params": {}, "batch_stats": {}}
     if auxiliary is not None:
-        init = jax.jit(lambda key: auxiliary.module.init(key, *auxiliary.arguments))
-        initial = init(stream_key(seed, "auxiliary"))
-        second = {"params": initial["params"], "batch_stats": initial.get("batch_stats", {})}
-    return TrainState(
+        second = _initial(auxiliary.module, stream_key(seed, "auxiliary"), *auxiliary.arguments)
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=jax.jit(optimizer.init)(trainable(variables["params"], second)),
+        batch_stats=variables["batch_stats"],
+        opt_state=None,
         auxiliary=second,
         memory={} if memory is None else memory,
+        # Copies: the state is donated to the step, and a buffer can be donated once.
+        ema=jax.tree.map(jnp.copy, variables["params"]) if optimizer.ema else {},
     )
+    opt_state = jax.jit(optimizer.transformation.init)(state.trainable)
+    return dataclasses.replace(state, opt_state=opt_state)
 
 
-def trainable(params: Any, auxiliary: Any) -> Any:
-    """See :attr:`TrainState.trainable`."""
-    return {"params": params, "auxiliary": auxiliary["params"]} if auxiliary else params
+def _initial(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> dict[str, Any]:
+    variables = jax.jit(lambda key: module.init(key, *inputs))(key)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

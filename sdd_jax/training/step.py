@@ -1,9 +1,9 @@
 """One training step as a pure function, and the compiled call around it."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ import optax
 
 from sdd_jax import losses
 from sdd_jax.data.engines import RawBatch
-from sdd_jax.experiment import Experiment
-from sdd_jax.objectives import Batch, Clock, Objective, View
-from sdd_jax.parallel import AXIS
-from sdd_jax.training.random import example_keys
+from sdd_jax.devices import AXIS
+from sdd_jax.objectives import Batch, Clock, Objective, Output, View
+from sdd_jax.prng import example_keys
+from sdd_jax.training.optimizers import Optimizer
 from sdd_jax.training.state import TrainState
 
 
@@ -25,31 +25,31 @@ def train_step(
     *,
     model: nn.Module,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     prepare: Callable[[jax.Array, jax.Array], jax.Array],
     seed: int,
     steps_per_epoch: int = 1,
     total_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Makes one step of gradient descent.
+    """Makes one optimizer step.
 
     Args:
       state: the state after ``state.step`` steps.
       raw: this device's share of the batch.
       constants: the objective's.
       model: the network.
-      objective: what to minimise.
-      optimizer: the gradient transformation.
+      objective: the loss.
+      optimizer: the gradient transformation and the average of the parameters.
       prepare: ``(keys [B], uint8 images) -> float images``: augmentation and normalisation.
       seed: the root of all randomness.
-      steps_per_epoch: of the data engine, for objectives that look at the clock.
+      steps_per_epoch: of the data engine, for objectives that depend on the clock.
       total_steps: of the run, likewise.
-      axis_name: the mapped axis over which gradients and metrics are averaged, None without one.
+      axis_name: the mapped axis over which gradients and metrics are averaged; None for one device.
 
     Returns:
       The next state, and scalar metrics: ``loss``, every term unweighted, ``accuracy`` and ``entropy``
-      of the predictions, and what the objective logs.
+      of the predictions, and the objective's own.
     """
 
     def keys(stream: str) -> jax.Array:
@@ -66,89 +66,96 @@ def train_step(
         axis_name=axis_name,
     )
 
-    def loss_fn(params):
-        forward = _Forward(model, objective.auxiliary, params, state, keys)
+    def loss_fn(trainable):
+        forward = _Forward(model, objective.auxiliary, trainable, state, keys)
         output = objective.loss(forward, batch, keys)
+        metrics = _metrics(output, batch.labels, with_accuracy=objective.uses_labels)
         loss = sum(term.weight * jnp.mean(term.values) for term in output.terms.values())
-        auxiliary_stats = state.auxiliary.get("batch_stats", {})
-        if output.auxiliary_stats is not None:
-            auxiliary_stats = output.auxiliary_stats
-        return loss, (output.batch_stats, auxiliary_stats, output.remember, _metrics(output))
+        stats = (output.batch_stats, output.auxiliary_stats)
+        return loss, (stats, output.remember, {"loss": loss, **metrics})
 
-    def _metrics(output):
-        logits = output.view.logits
-        per_example = {
-            "entropy": losses.entropy(logits),
-            **output.metrics,
-            **{name: term.values for name, term in output.terms.items()},
-        }
-        if objective.uses_labels:
-            correct = jnp.argmax(logits, axis=-1) == batch.labels
-            per_example["accuracy"] = correct.astype(jnp.float32)
-        return {name: jnp.mean(v) for name, v in per_example.items()}
-
-    derivative = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (batch_stats, auxiliary_stats, remember, metrics)), grads = derivative(state.trainable)
-    metrics = {"loss": loss, **metrics}
+    grads, (stats, remember, metrics) = jax.grad(loss_fn, has_aux=True)(state.trainable)
     if axis_name is not None:
         # The devices' shares are of one size, so the mean of means is the mean over the batch.
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    updated = optax.apply_updates(state.trainable, updates)
-    next_state = state.replace(
-        step=state.step + 1,
-        params=updated["params"] if state.auxiliary else updated,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-    )
-    if state.auxiliary:
-        second = {"params": updated["auxiliary"], "batch_stats": auxiliary_stats}
-        next_state = next_state.replace(auxiliary=second)
+    updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.trainable)
+    trainable: Any = optax.apply_updates(state.trainable, updates)
+    ema, memory = state.ema, state.memory
+    if optimizer.ema:
+        ema = optax.incremental_update(trainable["params"], ema, 1 - optimizer.ema)
     if objective.memory is not None:
         written = jax.lax.stop_gradient((batch.index, batch.position, remember))
         if axis_name is not None:
             written = jax.lax.all_gather(written, axis_name, tiled=True)
-        next_state = next_state.replace(memory=objective.memory.update(state.memory, *written))
+        memory = objective.memory.update(memory, *written)
+    next_state = TrainState(
+        step=state.step + 1,
+        params=trainable["params"],
+        batch_stats=stats[0],
+        opt_state=opt_state,
+        auxiliary={"params": trainable["auxiliary"], "batch_stats": stats[1]},
+        memory=memory,
+        ema=ema,
+    )
     return next_state, metrics
 
 
+def _metrics(output: Output, labels: jax.Array, *, with_accuracy: bool) -> dict[str, jax.Array]:
+    """Means over the batch of terms and metrics, after a check that they are per-example values."""
+    logits = output.view.logits
+    per_example = {"entropy": losses.entropy(logits)} | output.metrics
+    per_example |= {name: term.values for name, term in output.terms.items()}
+    if with_accuracy:
+        correct = jnp.argmax(logits, axis=-1) == labels
+        per_example["accuracy"] = correct.astype(jnp.float32)
+    for name, values in per_example.items():
+        message = f"{name!r} must have one value per example"
+        chex.assert_shape(values, labels.shape, custom_message=message)
+    return {name: jnp.mean(values) for name, values in per_example.items()}
+
+
 class _Forward:
-    """The network, and the auxiliary one, with the parameters that are differentiated."""
+    """The :class:`sdd_jax.objectives.Forward` of a step, with the parameters to differentiate."""
 
-    def __init__(self, model, auxiliary, params, state, keys):
-        self._model, self._auxiliary, self._state, self._keys = model, auxiliary, state, keys
-        self._params = params["params"] if state.auxiliary else params
-        self._auxiliary_params = params["auxiliary"] if state.auxiliary else None
+    def __init__(
+        self,
+        model: Any,
+        auxiliary: Any,
+        trainable: dict[str, Any],
+        state: TrainState,
+        keys: Callable[[str], jax.Array],
+    ):
+        self._model, self._auxiliary, self._trainable = model, auxiliary, trainable
+        self._state, self._keys = state, keys
 
-    def __call__(self, images, *, batch_stats=None, dropout="dropout"):
+    def __call__(
+        self, images: jax.Array, *, batch_stats: Any = None, dropout: str | None = "dropout"
+    ) -> View:
         stats = self._state.batch_stats if batch_stats is None else batch_stats
-        dropout_keys = None if dropout is None else self._keys(dropout)
+        return self._view(images, stats, None if dropout is None else self._keys(dropout))
 
-        def run(x, method, **options):
-            variables = {"params": self._params, "batch_stats": stats}
-            collections = ["batch_stats", "intermediates"]
-            options |= {"train": True, "dropout_keys": dropout_keys}
-            return self._model.apply(variables, x, method=method, mutable=collections, **options)
+    def joint(self, batches: Sequence[jax.Array], *, dropout: Sequence[str]) -> list[View]:
+        keys = [self._keys(stream) for stream in dropout]
+        stats = self._state.batch_stats
+        whole = self._view(jnp.concatenate(batches), stats, jnp.concatenate(keys))
+        ends = [sum(map(len, batches[: i + 1])) for i in range(len(batches))]
 
-        def logits_of(features):
-            return self._head(self._model.apply({}, features, dropout_keys, method="drop"))
+        def part(i, x):
+            return x[ends[i] - len(batches[i]) : ends[i]]
 
-        def resume(x, stage):
-            return logits_of(run(x, "features", stage=stage)[0])
+        return [
+            whole._replace(
+                features=part(i, whole.features),
+                logits=part(i, whole.logits),
+                stages=[part(i, stage) for stage in whole.stages],
+                resume=self._resume(stats, keys[i]),
+            )
+            for i in range(len(batches))
+        ]
 
-        features, updated = run(images, "features")
-        return View(
-            features=features,
-            logits=logits_of(features),
-            head=self._head,
-            batch_stats=updated.get("batch_stats", {}),
-            stages=updated.get("intermediates", {}).get("backbone", {}).get("stages", ()),
-            resume=resume,
-        )
-
-    def auxiliary(self, *arguments):
+    def auxiliary(self, *arguments: jax.Array) -> tuple[Any, Any]:
         variables = {
-            "params": self._auxiliary_params,
+            "params": self._trainable["auxiliary"],
             "batch_stats": self._state.auxiliary["batch_stats"],
         }
         result, updated = self._auxiliary.module.apply(
@@ -160,39 +167,55 @@ class _Forward:
         )
         return result, updated.get("batch_stats", {})
 
+    def _view(self, images, batch_stats, dropout_keys) -> View:
+        features, updated = self._features(images, batch_stats, dropout_keys)
+        return View(
+            features=features,
+            logits=self._logits(features, dropout_keys),
+            head=self._head,
+            batch_stats=updated.get("batch_stats", {}),
+            stages=updated.get("intermediates", {}).get("backbone", {}).get("stages", ()),
+            resume=self._resume(batch_stats, dropout_keys),
+        )
+
+    def _resume(self, batch_stats, dropout_keys) -> Callable[[jax.Array, int], jax.Array]:
+        def resume(x, stage):
+            features, _ = self._features(x, batch_stats, dropout_keys, stage=stage)
+            return self._logits(features, dropout_keys)
+
+        return resume
+
+    def _features(self, x, batch_stats, dropout_keys, **options):
+        return self._model.apply(
+            {"params": self._trainable["params"], "batch_stats": batch_stats},
+            x,
+            method="features",
+            train=True,
+            dropout_keys=dropout_keys,
+            mutable=["batch_stats", "intermediates"],
+            **options,
+        )
+
+    def _logits(self, features, dropout_keys):
+        return self._head(self._model.apply({}, features, dropout_keys, method="drop"))
+
     def _head(self, features):
-        return self._model.apply({"params": self._params}, features, method="head")
-
-
-def compile_training(experiment: Experiment) -> Callable[[TrainState, Any, Any, Any], tuple]:
-    """The compiled steps of a run, see :func:`compile_train_call`."""
-    step = partial(
-        train_step,
-        model=experiment.model,
-        objective=experiment.objective,
-        optimizer=experiment.optimizer,
-        prepare=experiment.prepare,
-        seed=experiment.config.seed,
-        steps_per_epoch=experiment.engine.steps_per_epoch,
-        total_steps=experiment.total_steps,
-        axis_name=AXIS,
-    )
-    return compile_train_call(step, experiment.engine.gather)
+        return self._model.apply({"params": self._trainable["params"]}, features, method="head")
 
 
 def compile_train_call(
-    step: Callable[[TrainState, RawBatch, Any], tuple[TrainState, dict]],
+    step: Callable[[TrainState, RawBatch, Any], tuple[TrainState, dict[str, jax.Array]]],
     gather: Callable[[Any, Any], RawBatch],
-) -> Callable[[TrainState, Any, Any, Any], tuple[TrainState, dict]]:
-    """Several steps in one dispatch, mapped over the devices.
+) -> Callable[[TrainState, Any, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles several steps into one dispatch, mapped over the devices.
 
     Args:
       step: ``train_step`` with all but state, batch and constants bound; it averages over ``AXIS``.
       gather: the engine's ``gather``.
 
     Returns:
-      ``(state, inputs [devices, steps, ...], resident, constants) -> (state, metrics [steps])``. All
-      but the inputs is the same on all devices; the state that goes in is donated.
+      ``(state, inputs [devices, steps, ...], resident, constants) -> (state, metrics [steps])``. The
+      inputs are sharded; the rest is replicated. The state argument is donated.
     """
 
     def call(state, inputs, resident, constants):
@@ -201,12 +224,12 @@ def compile_train_call(
 
         if jax.default_backend() != "cpu":
             return jax.lax.scan(one, state, inputs)
-        # XLA on CPU runs convolutions inside a loop about a hundred times slower: no loop there.
-        metrics = []
+        # XLA on CPU runs convolutions inside a loop about a hundred times slower: unroll there.
+        steps = []
         for i in range(jax.tree.leaves(inputs)[0].shape[0]):
-            state, of_step = one(state, jax.tree.map(lambda x, i=i: x[i], inputs))
-            metrics.append(of_step)
-        return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+            state, metrics = one(state, jax.tree.map(lambda x, i=i: x[i], inputs))
+            steps.append(metrics)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *steps)
 
     return jax.pmap(
         call, axis_name=AXIS, in_axes=(None, 0, None, None), out_axes=None, donate_argnums=0

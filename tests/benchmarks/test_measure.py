@@ -1,4 +1,4 @@
-"""What the benchmarks share."""
+"""Measuring in turns, ratios, the result file, and a training step to time."""
 
 import json
 
@@ -12,17 +12,17 @@ def test_sides_take_turns_and_the_first_round_does_not_count():
     calls = []
 
     def side(name, seconds):
-        times = iter(seconds)
-        return lambda: calls.append(name) or next(times)
+        timings = iter(seconds)
+        return lambda: calls.append(name) or next(timings)
 
-    taken = measure.take_turns({"a": side("a", [9, 1, 2]), "b": side("b", [8, 3, 4])}, 2)
-    assert taken == {"a": [1, 2], "b": [3, 4]}
+    timings = measure.take_turns({"a": side("a", [9, 1, 2]), "b": side("b", [8, 3, 4])}, 2)
+    assert timings == {"a": [1, 2], "b": [3, 4]}
     assert calls == ["a", "b"] * 3
 
 
 def test_a_ratio_is_taken_within_each_round():
-    slow_machine = np.array([1, 1, 5, 1, 1])  # in the third round, for both sides
-    ratio = measure.ratio(3.0 * slow_machine, 2.0 * slow_machine)
+    slowdown = np.array([1, 1, 5, 1, 1])  # in the third round the machine is slow, for both sides
+    ratio = measure.ratio(3.0 * slowdown, 2.0 * slowdown)
     assert ratio == {"median": 1.5, "quartiles": [1.5, 1.5], "rounds": 5}
     spread = measure.ratio([1, 2, 3, 4, 10], [1, 1, 1, 1, 1])
     assert spread == {"median": 3, "quartiles": [2, 4], "rounds": 5}
@@ -43,11 +43,11 @@ def test_a_benchmark_writes_its_figures_with_machine_and_versions(tmp_path, monk
         assert max(loss["relative_difference"].values()) < 1e-5
 
 
-def test_a_training_step_of_a_run_can_be_timed_while_its_loss_is_finite(tiny_config):
+def test_a_training_step_can_be_timed_while_its_loss_is_finite(tiny_config):
     step = measure.training_step(tiny_config)
     assert step() > 0
     assert step() > 0
     tiny_config.optimizer.learning_rate = 1e30
-    broken = measure.training_step(tiny_config)
-    with pytest.raises(AssertionError):
-        sum(broken() for _ in range(5))
+    diverging = measure.training_step(tiny_config)
+    with pytest.raises(AssertionError, match="the loss is not finite"):
+        sum(diverging() for _ in range(5))

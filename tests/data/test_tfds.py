@@ -1,4 +1,4 @@
-"""tfds data sets, written and read through the real library, without TensorFlow."""
+"""TensorFlow Datasets, written and read by the real library, without TensorFlow."""
 
 import io
 import pickle
@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdd_jax import config as base
 from sdd_jax import data
-from sdd_jax.data.sources import tfds as source
+from sdd_jax.data.sources.tfds import TfdsImageFiles
 from sdd_jax.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(30) % 5
+LAZY = {"image_size": 4, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory, prepare, encoded) -> str:
-    """A data_dir with the prepared sets tiny_images, no_labels, many_sizes, secret_test and masked."""
+    """A data_dir of prepared sets."""
     import tensorflow_datasets as tfds
 
     path = tmp_path_factory.mktemp("tfds")
@@ -27,142 +27,141 @@ def data_dir(tmp_path_factory, prepare, encoded) -> str:
     image = tfds.features.Image(encoding_format="png")
     label = tfds.features.ClassLabel(num_classes=7)
 
-    def made(name, features, example):
-        examples = [example(i) for i in range(30)]
-        prepare(path, name, features, {"train": examples[:20], "test": examples[20:]})
+    def example(i, **features):
+        return {"image": encoded(IMAGES[i]), "label": LABELS[i]} | features
 
-    made(
-        "tiny_images",
-        {"image": fixed, "label": label},
-        lambda i: {"image": encoded(IMAGES[i]), "label": LABELS[i]},
-    )
-    made("no_labels", {"image": image}, lambda i: {"image": encoded(IMAGES[i])})
-    made(
+    def write(name, features, examples, **splits):
+        splits = splits or {"train": slice(20), "test": slice(20, 30)}
+        splits = {split: list(map(examples, range(30)[part])) for split, part in splits.items()}
+        prepare(path, name, features, splits)
+
+    both = {"image": fixed, "label": label}
+    write("tiny_images", both, example)
+    write("no_labels", {"image": image}, lambda i: {"image": encoded(IMAGES[i])})
+    write(
         "many_sizes",
         {"image": image, "label": label},
-        lambda i: {"image": encoded(IMAGES[i, : 4 + i % 4]), "label": LABELS[i]},
+        lambda i: example(i, image=encoded(IMAGES[i, : 4 + i % 4])),
     )
-    made(
+    write(
         "masked",
         {"image": image, "label": label, "mask": image},
-        lambda i: {"image": encoded(IMAGES[i]), "label": LABELS[i], "mask": encoded(IMAGES[i])},
+        lambda i: example(i, mask=encoded(IMAGES[i])),
     )
-    prepare(
-        path,
+    write(
         "secret_test",
-        {"image": fixed, "label": label},
-        {
-            "train": [{"image": encoded(IMAGES[i]), "label": LABELS[i]} for i in range(8)],
-            "validation": [{"image": encoded(IMAGES[i]), "label": LABELS[i]} for i in range(8, 12)],
-            "test": [{"image": encoded(IMAGES[i]), "label": -1} for i in range(12, 20)],
-        },
+        both,
+        lambda i: example(i) if i < 12 else example(i, label=-1),
+        train=slice(8),
+        validation=slice(8, 12),
+        test=slice(12, 20),
     )
+    write("train_only", both, example, train=slice(5))
     return str(path)
 
 
-def options(data_dir, tmp_path, name, **changes):
-    config = base.default().dataset
-    config.update({"name": name, "data_dir": data_dir, "cache_dir": str(tmp_path / "cache")})
-    config.update(changes)
-    return config
+@pytest.fixture
+def load(data_dir, tmp_path):
+    def load(name, **options):
+        return data.load(name=name, data_dir=data_dir, cache_dir=str(tmp_path / "cache"), **options)
+
+    return load
 
 
-OF_ANY_SIZE = {"image_size": 4, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+def assert_equal_splits(a, b):
+    assert a.splits.keys() == b.splits.keys()
+    for split in a.splits:
+        np.testing.assert_array_equal(a.splits[split].images, b.splits[split].images)
+        np.testing.assert_array_equal(a.splits[split].labels, b.splits[split].labels)
 
 
-def test_images_and_labels_are_those_that_were_written(data_dir, tmp_path):
-    dataset = data.load(options(data_dir, tmp_path, "tiny_images"))
+def test_images_and_labels_are_those_that_were_written(load):
+    dataset = load("tiny_images")
     assert dataset.num_classes == 7
-    for split, rows in (("train", IMAGES[:20]), ("test", IMAGES[20:])):
-        images, labels = dataset.splits[split].images, dataset.splits[split].labels
-        # tfds shuffles when it writes: compare as sets of (image, label)
-        written = {
-            rows[i].tobytes(): int(LABELS[i + (20 if split == "test" else 0)])
-            for i in range(len(rows))
-        }
-        assert {
-            image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)
-        } == written
+    for name, part in (("train", slice(20)), ("test", slice(20, 30))):
+        # tfds shuffles when it writes: compare as sets of (image, label).
+        split = dataset.splits[name]
+        read = dict(zip(map(bytes, split.images), split.labels, strict=True))
+        assert read == dict(zip(map(bytes, IMAGES[part]), LABELS[part], strict=True))
 
 
-def test_the_second_load_reads_the_cache_without_tfds(data_dir, tmp_path, monkeypatch):
-    first = data.load(options(data_dir, tmp_path, "tiny_images"))
-    monkeypatch.setattr(source, "_decode", lambda *_: pytest.fail("decoded again"))
-    second = data.load(options(data_dir, tmp_path, "tiny_images"))
-    for split in first.splits:
-        np.testing.assert_array_equal(first.splits[split].images, second.splits[split].images)
-        np.testing.assert_array_equal(first.splits[split].labels, second.splits[split].labels)
+def test_the_second_load_reads_the_cache_without_tfds(load, monkeypatch):
+    first = load("tiny_images")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # an import fails
+    assert_equal_splits(load("tiny_images"), first)
 
 
-def test_a_damaged_cache_is_decoded_again(data_dir, tmp_path, caplog):
-    first = data.load(options(data_dir, tmp_path, "tiny_images"))
+def test_a_damaged_cache_is_replaced(load, tmp_path, caplog, monkeypatch):
+    first = load("tiny_images")
     (file,) = (tmp_path / "cache").glob("*/train_images.npy")
     file.write_bytes(file.read_bytes()[:200])
-    second = data.load(options(data_dir, tmp_path, "tiny_images"))
-    np.testing.assert_array_equal(first.splits["train"].images, second.splits["train"].images)
+    assert_equal_splits(load("tiny_images"), first)
     assert "is damaged" in caplog.text
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert_equal_splits(load("tiny_images"), first)
 
 
-def test_a_set_that_is_known_but_not_there_names_the_command_that_prepares_it(tmp_path):
-    with pytest.raises(
-        InputError, match=r"'cifar10' is not in .*tfds build cifar10 .*array_record"
-    ):
-        data.load(options(str(tmp_path), tmp_path, "cifar10"))
-
-
-def test_sets_that_are_not_image_classification_are_refused(data_dir, tmp_path):
-    with pytest.raises(InputError, match="'no_labels' has no features 'image' and 'label'"):
-        data.load(options(data_dir, tmp_path, "no_labels"))
-    with pytest.raises(InputError, match="images of 'many_sizes' must have one size"):
-        data.load(options(data_dir, tmp_path, "many_sizes"))
-
-
-def test_images_of_any_size_stay_encoded_and_their_labels_are_read_without_them(
-    data_dir, tmp_path, monkeypatch
-):
+def test_lazy_images_stay_encoded_and_labels_are_read_without_them(load, data_dir, monkeypatch):
     import tensorflow_datasets as tfds
 
-    def fail(*_):
-        pytest.fail("decoded")
-
-    monkeypatch.setattr(tfds.features.Image, "decode_example_np", fail)  # masks neither
-    whole = options(data_dir, tmp_path, "masked", **OF_ANY_SIZE)
-    dataset = data.load(whole)
+    monkeypatch.setattr(tfds.features.Image, "decode_example_np", lambda *_: pytest.fail("decoded"))
+    dataset = load("masked", **LAZY)
     assert dataset.image_shape == (4, 4, 3)
     assert (dataset.num_classes, len(dataset.splits["test"].images)) == (7, 10)
-    file = source.EncodedImages("masked", data_dir, "train")[3]
+    file = TfdsImageFiles("masked", data_dir, "train")[3]
     image = np.asarray(Image.open(io.BytesIO(file)))
-    (place,) = [i for i in range(20) if np.array_equal(IMAGES[i], image)]
-    assert dataset.splits["train"].labels[3] == LABELS[place]
+    (written,) = [i for i in range(20) if np.array_equal(IMAGES[i], image)]
+    assert dataset.splits["train"].labels[3] == LABELS[written]
 
 
-def test_labels_are_cached_beside_the_arrays(data_dir, tmp_path, monkeypatch):
-    first = data.load(options(data_dir, tmp_path, "many_sizes", **OF_ANY_SIZE))
-    monkeypatch.setattr(source, "_read_labels", lambda *_: pytest.fail("read again"))
-    second = data.load(options(data_dir, tmp_path, "many_sizes", **OF_ANY_SIZE))
-    for split in ("train", "test"):
-        np.testing.assert_array_equal(first.splits[split].labels, second.splits[split].labels)
-    data.load(options(data_dir, tmp_path, "tiny_images"))
-    monkeypatch.undo()
-    small = data.load(options(data_dir, tmp_path, "tiny_images", **OF_ANY_SIZE))
-    assert small.image_shape == (4, 4, 3)
+def test_labels_are_cached_beside_the_arrays(load, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    records_read = []
+    read = tfds.features.FeaturesDict.deserialize_example_np
+
+    def counted(self, *args, **options):
+        records_read.append(self)
+        return read(self, *args, **options)
+
+    monkeypatch.setattr(tfds.features.FeaturesDict, "deserialize_example_np", counted)
+    in_memory, first = load("tiny_images"), load("tiny_images", **LAZY)
+    assert len(records_read) > 60  # every record twice
+    records_read.clear()
+    assert_equal_splits(load("tiny_images"), in_memory)
+    assert not records_read
+    second = load("tiny_images", **LAZY)
+    assert len(records_read) == 2  # a label of the test split, at each opening
+    assert_equal_splits(second, first)
 
 
-def test_encoded_images_open_again_in_another_process(data_dir):
-    images = source.EncodedImages("many_sizes", data_dir, "test")
+def test_image_files_open_again_in_another_process(data_dir):
+    images = TfdsImageFiles("many_sizes", data_dir, "test")
     again = pickle.loads(pickle.dumps(images))
     assert [again[i] for i in range(10)] == [images[i] for i in range(10)]
 
 
-def test_a_test_split_without_labels_gives_way_to_validation(data_dir, tmp_path):
-    for changes in ({}, OF_ANY_SIZE):
-        dataset = data.load(options(data_dir, tmp_path, "secret_test", **changes))
-        assert {name: len(split) for name, split in dataset.splits.items()} == {
-            "train": 8,
-            "test": 4,
-        }
-        np.testing.assert_array_equal(np.sort(dataset.splits["test"].labels), np.sort(LABELS[8:12]))
+@pytest.mark.parametrize("options", [{}, LAZY])
+def test_a_test_split_without_labels_is_replaced_by_validation(load, options):
+    splits = load("secret_test", **options).splits
+    assert {name: len(split) for name, split in splits.items()} == {"train": 8, "test": 4}
+    assert sorted(splits["test"].labels) == sorted(LABELS[8:12])
 
 
-def test_tensorflow_is_never_imported():
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_labels", "'no_labels' has no features 'image' and 'label'"),
+        ("many_sizes", "the images of 'many_sizes' must have one size where image_size is 0"),
+        ("train_only", "'train_only' must have the splits train and test .*, got train"),
+        ("cifar10", "'cifar10' is not in .*tfds build cifar10 --file_format=array_record"),
+    ],
+)
+def test_sets_that_cannot_be_used_are_refused(load, name, message):
+    with pytest.raises(InputError, match=f"^name: {message}"):
+        load(name)
+
+
+def test_tensorflow_is_never_imported(load):
+    load("tiny_images")
     assert "tensorflow" not in sys.modules

@@ -1,13 +1,12 @@
-"""Detection against scikit-learn, against counting pairs and thresholds by hand, and at its limits."""
+"""Detection against counting by hand, and out-of-distribution scores against SciPy."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+import scipy.special
 
 from sdd_jax.evaluation import metrics
 
-pytestmark = pytest.mark.filterwarnings("error")
-
+NAMES = ["auroc", "aupr_in", "aupr_out", "fpr95"]
 RNG = np.random.default_rng(0)
 SCORES = {
     "continuous": (RNG.normal(1, 1, 130), RNG.normal(0, 1, 70)),
@@ -18,67 +17,53 @@ SCORES = {
 each = pytest.mark.parametrize(("inside", "outside"), SCORES.values(), ids=SCORES)
 
 
+def shares_accepted(inside, outside):
+    """The shares ``(inside, outside)`` that each threshold accepts, from high to low."""
+    return [
+        tuple(sum(score >= threshold for score in side) / len(side) for side in (inside, outside))
+        for threshold in sorted({*inside, *outside}, reverse=True)
+    ]
+
+
 def average_precision(positive, negative):
     """Sum over thresholds, from high to low, of precision times the rise in recall."""
-    area, recall = 0.0, 0.0
-    for threshold in sorted({*positive, *negative}, reverse=True):
-        hits = sum(score >= threshold for score in positive)
-        alarms = sum(score >= threshold for score in negative)
-        area += hits / (hits + alarms) * (hits / len(positive) - recall)
-        recall = hits / len(positive)
+    area, before = 0.0, 0.0
+    for recall, alarms in shares_accepted(positive, negative):
+        hits, alarms = recall * len(positive), alarms * len(negative)
+        area += hits / (hits + alarms) * (recall - before)
+        before = recall
     return area
 
 
-def smallest_share_accepted(inside, outside):
-    """Of ``outside``, over all thresholds that accept at least 95 of 100 ``inside``."""
-    shares = []
-    for threshold in (*inside, *outside):
-        if 100 * sum(score >= threshold for score in inside) >= 95 * len(inside):
-            shares.append(sum(score >= threshold for score in outside) / len(outside))
-    return min(shares)
-
-
 @each
-def test_areas_are_scikit_learns(inside, outside):
-    found = metrics.detection(inside, outside)
-    assert list(found) == ["auroc", "aupr_in", "aupr_out", "fpr95"]
-    assert {type(value) for value in found.values()} == {float}
-    is_in = np.repeat([1, 0], [len(inside), len(outside)])
-    scores = np.concatenate([inside, outside])
-    assert found["auroc"] == pytest.approx(roc_auc_score(is_in, scores))
-    assert found["aupr_in"] == pytest.approx(average_precision_score(is_in, scores))
-    assert found["aupr_out"] == pytest.approx(average_precision_score(1 - is_in, -scores))
-    fpr, tpr, _ = roc_curve(is_in, scores, drop_intermediate=False)
-    np.testing.assert_allclose(metrics.roc(inside, outside), [fpr, tpr])
-
-
-@each
-def test_areas_and_fpr95_by_hand(inside, outside):
-    found = metrics.detection(inside, outside)
+def test_detection_and_roc_by_hand(inside, outside):
+    shares = shares_accepted(inside, outside)
     wins = [(i > o) + (i == o) / 2 for i in inside for o in outside]
-    negated = [-score for score in outside], [-score for score in inside]
-    expected = {
-        "auroc": sum(wins) / len(wins),
-        "aupr_in": average_precision(inside, outside),
-        "aupr_out": average_precision(*negated),
-        "fpr95": smallest_share_accepted(inside, outside),
-    }
-    assert found == pytest.approx(expected)
+    result = metrics.detection(inside, outside)
+    assert {type(value) for value in result.values()} == {float}
+    assert result == pytest.approx(
+        {
+            "auroc": sum(wins) / len(wins),
+            "aupr_in": average_precision(inside, outside),
+            "aupr_out": average_precision([-s for s in outside], [-s for s in inside]),
+            "fpr95": min(fpr for tpr, fpr in shares if tpr >= 0.95),
+        }
+    )
+    tpr, fpr = zip((0, 0), *shares, strict=True)
+    np.testing.assert_allclose(metrics.roc(inside, outside), [fpr, tpr])
 
 
 @pytest.mark.parametrize(
     ("num_inside", "rejected"), [(19, 0), (20, 1), (21, 1), (39, 1), (40, 2), (60, 3), (100, 5)]
 )
-def test_fpr95_accepts_at_least_95_percent_and_no_more_than_it_must(num_inside, rejected):
+def test_fpr95_accepts_at_least_95_percent_and_no_more_than_necessary(num_inside, rejected):
     threshold = rejected  # the lowest accepted score
-    outside = np.array(
-        [threshold - 0.5, threshold - 0.5, threshold - 0.5, threshold, threshold + 0.5]
-    )
+    outside = threshold + np.array([-0.5, -0.5, -0.5, 0, 0.5])
     assert metrics.detection(np.arange(num_inside), outside)["fpr95"] == 0.4
 
 
 def test_fpr95_can_lie_between_the_corners_of_the_roc_curve():
-    # each threshold accepts one more of both, so that the curve is one straight line
+    # each threshold accepts one more of both, so the curve is one straight line
     scores = np.arange(100)
     assert metrics.detection(scores, scores)["fpr95"] == 0.95
 
@@ -86,11 +71,10 @@ def test_fpr95_can_lie_between_the_corners_of_the_roc_curve():
 @each
 def test_only_the_order_of_scores_matters(inside, outside):
     inside, outside = np.asarray(inside, float), np.asarray(outside, float)
-    found = metrics.detection(inside, outside)
-    assert metrics.detection(np.exp(inside / 3) - 7, np.exp(outside / 3) - 7) == found
-    assert metrics.detection(inside[::-1], RNG.permutation(outside)) == found
-    tiny = metrics.detection(inside * 1e-300, outside * 1e-300)
-    assert tiny == found
+    result = metrics.detection(inside, outside)
+    assert metrics.detection(np.exp(inside / 3) - 7, np.exp(outside / 3) - 7) == result
+    assert metrics.detection(inside[::-1], RNG.permutation(outside)) == result
+    assert metrics.detection(inside * 1e-300, outside * 1e-300) == result
 
 
 def test_infinite_scores_are_the_highest_and_lowest():
@@ -100,40 +84,63 @@ def test_infinite_scores_are_the_highest_and_lowest():
     np.testing.assert_array_equal(metrics.roc(inside, outside), metrics.roc(*finite))
 
 
-def test_perfect_separation_and_its_reverse():
-    low, high = np.arange(30.0), np.arange(30.0, 50.0)
-    perfect = {"auroc": 1, "aupr_in": 1, "aupr_out": 1, "fpr95": 0}
-    assert metrics.detection(high, low) == pytest.approx(perfect)
-    reverse = metrics.detection(low, high)
-    assert reverse["auroc"] == 0
-    assert reverse["fpr95"] == 1
-    assert reverse["aupr_in"] == pytest.approx(np.mean([i / (20 + i) for i in range(1, 31)]))
-
-
-def test_equal_scores_are_chance():
-    found = metrics.detection(np.full(30, 1.5), np.full(10, 1.5))
-    assert found == {"auroc": 0.5, "aupr_in": 0.75, "aupr_out": 0.25, "fpr95": 1}
-    np.testing.assert_array_equal(metrics.roc(np.full(30, 1.5), np.full(10, 1.5)), [[0, 1], [0, 1]])
-
-
-def test_the_roc_curve_has_a_point_for_each_score():
-    fpr, tpr = metrics.roc([3, 2, 2, 0], [2, 1])
-    np.testing.assert_array_equal(fpr, [0, 0, 0.5, 1, 1])
-    np.testing.assert_array_equal(tpr, [0, 0.25, 0.75, 0.75, 1])
+REVERSED_AUPR_IN = np.mean([i / (20 + i) for i in range(1, 31)])
+REVERSED_AUPR_OUT = np.mean([i / (30 + i) for i in range(1, 21)])
 
 
 @pytest.mark.parametrize(
-    ("inside", "outside"),
-    [([], [1.0]), ([1.0], []), ([], []), ([1.0, np.nan], [0.0]), ([1.0], [np.nan, np.inf])],
+    ("inside", "outside", "expected"),
+    [
+        (np.arange(30, 50), np.arange(30), (1, 1, 1, 0)),
+        (np.arange(30), np.arange(30, 50), (0, REVERSED_AUPR_IN, REVERSED_AUPR_OUT, 1)),
+        (np.full(30, 1.5), np.full(10, 1.5), (0.5, 0.75, 0.25, 1)),
+        ([], [1.0], [np.nan] * 4),
+        ([1.0], [], [np.nan] * 4),
+        ([], [], [np.nan] * 4),
+        ([1.0, np.nan], [0.0], [np.nan] * 4),
+        ([1.0], [np.nan, np.inf], [np.nan] * 4),
+    ],
+    ids=[
+        *("perfect", "reversed", "equal"),
+        *("no_inside", "no_outside", "neither", "nan_inside", "nan_outside"),
+    ],
 )
-def test_an_empty_side_or_a_score_of_nan_makes_everything_nan(inside, outside):
-    found = metrics.detection(np.array(inside), np.array(outside))
-    assert list(found) == ["auroc", "aupr_in", "aupr_out", "fpr95"]
-    assert np.isnan(list(found.values())).all()
-    np.testing.assert_array_equal(metrics.roc(inside, outside), [[np.nan], [np.nan]])
+def test_limits(inside, outside, expected):
+    result = metrics.detection(np.array(inside), np.array(outside))
+    assert result == pytest.approx(dict(zip(NAMES, expected, strict=True)), nan_ok=True)
+    if np.isnan(expected).all():
+        np.testing.assert_array_equal(metrics.roc(inside, outside), [[np.nan], [np.nan]])
 
 
-def test_scores_are_one_number_an_example():
-    for figure in (metrics.detection, metrics.roc):
-        with pytest.raises(ValueError, match=r"one-dimensional, got shapes \(3, 1\) and \(2,\)"):
-            figure(np.zeros((3, 1)), np.zeros(2))
+@pytest.mark.parametrize("metric", [metrics.detection, metrics.roc])
+def test_scores_must_be_one_dimensional(metric):
+    with pytest.raises(ValueError, match=r"one-dimensional, got shapes \(3, 1\) and \(2,\)"):
+        metric(np.zeros((3, 1)), np.zeros(2))
+
+
+LOGITS = 4 * RNG.standard_normal((20, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 50.0, 1000.0])
+def test_maximum_softmax_probability_is_scipys(temperature):
+    expected = np.log(scipy.special.softmax(LOGITS.astype(float) / temperature, axis=-1).max(-1))
+    scores = metrics.maximum_softmax_probability(LOGITS, temperature=temperature)
+    np.testing.assert_allclose(scores, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan])
+def test_temperatures_must_be_positive(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be greater than 0, got {temperature}"):
+        metrics.maximum_softmax_probability(LOGITS, temperature=temperature)
+
+
+def test_energy_is_scipys_logsumexp_and_does_not_overflow():
+    energy = scipy.special.logsumexp(LOGITS.astype(float), axis=-1)
+    np.testing.assert_allclose(metrics.negative_energy(LOGITS), energy)
+    np.testing.assert_allclose(metrics.negative_energy(LOGITS.astype(float) + 1e4), energy + 1e4)
+    excluded = np.concatenate([LOGITS, np.full((20, 2), -np.inf)], axis=1)
+    np.testing.assert_allclose(metrics.negative_energy(excluded), energy)
+
+
+def test_maximum_logit():
+    np.testing.assert_array_equal(metrics.maximum_logit(LOGITS), [max(row) for row in LOGITS])

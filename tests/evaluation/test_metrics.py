@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and against loops by hand; the edges of all of them."""
+"""Accuracy, NLL and Brier score against scikit-learn; edge cases of all metrics of predictions."""
 
 import math
 import pathlib
@@ -20,8 +20,8 @@ LABELS = np.where(RNG.random(500) < 0.6, LOGITS.argmax(-1), RNG.integers(0, 8, 5
 LOG_PROBS = metrics.log_softmax(LOGITS)
 PROBS = np.exp(LOG_PROBS)
 
-# Every figure of logits and labels but accuracy, which has a rule of its own for undefined examples.
-FIGURES = {
+# Not accuracy, which treats undefined examples differently.
+METRICS = {
     "nll": metrics.negative_log_likelihood,
     "brier": metrics.brier_score,
     "ece": metrics.expected_calibration_error,
@@ -39,127 +39,124 @@ UNDEFINED = {
     "infs": [np.inf, np.inf, 0, -np.inf],
     "all_minus_inf": [-np.inf] * 4,
 }
+each_undefined = pytest.mark.parametrize("row", UNDEFINED.values(), ids=UNDEFINED)
 
 
-def figures(logits, labels):
-    """All of FIGURES: from log-probabilities, but the temperature from logits."""
+def evaluate(logits, labels):
+    """All of METRICS: the temperature of the logits, the others of log-probabilities."""
     log_probs = metrics.log_softmax(logits)
     return {
-        name: figure(logits if name == "temperature" else log_probs, labels)
-        for name, figure in FIGURES.items()
+        name: metric(logits if name == "temperature" else log_probs, labels)
+        for name, metric in METRICS.items()
     }
 
 
 def test_log_softmax_is_scipys_and_finite_for_extreme_logits():
     np.testing.assert_allclose(LOG_PROBS, scipy.special.log_softmax(LOGITS.astype(float), -1))
     assert LOG_PROBS.dtype == np.float64
-    assert np.isfinite(metrics.log_softmax(np.array([[1e4, -1e4]]))).all()
+    assert np.isfinite(metrics.log_softmax([[1e4, -1e4]])).all()
     np.testing.assert_array_equal(metrics.log_softmax([[1e308, -1e308]]), [[0, -np.inf]])
+    excluded = metrics.log_softmax([[1.0, -np.inf, 1.0]])
+    np.testing.assert_allclose(np.exp(excluded), [[0.5, 0, 0.5]])
 
 
-def test_log_softmax_of_minus_infinity_is_probability_zero():
-    result = metrics.log_softmax(np.array([[1.0, -np.inf, 1.0]]))
-    np.testing.assert_allclose(np.exp(result), [[0.5, 0, 0.5]])
-
-
-@pytest.mark.parametrize("row", UNDEFINED.values(), ids=UNDEFINED)
+@each_undefined
 def test_log_softmax_of_an_undefined_example_is_nan_and_leaves_the_others(row):
-    result = metrics.log_softmax(np.array([[0.0, 1, 2, 3], row]))
+    result = metrics.log_softmax([[0.0, 1, 2, 3], row])
     assert np.isnan(result[1]).all()
     np.testing.assert_allclose(result[0], scipy.special.log_softmax([0.0, 1, 2, 3]))
 
 
-def test_accuracies_are_scikit_learns():
+def test_accuracies_and_nll_are_scikit_learns():
     assert metrics.top_k_accuracy(LOG_PROBS, LABELS) == accuracy_score(LABELS, PROBS.argmax(-1))
     expected = top_k_accuracy_score(LABELS, PROBS, k=5, labels=np.arange(8))
     assert metrics.top_k_accuracy(LOG_PROBS, LABELS, k=5) == pytest.approx(expected)
+    expected = log_loss(LABELS, PROBS, labels=np.arange(8))
+    assert metrics.negative_log_likelihood(LOG_PROBS, LABELS) == pytest.approx(expected)
 
 
-def test_ties_count_as_argmax_counts_them():
+def test_ties_count_as_in_argmax():
     constant = metrics.log_softmax(np.zeros((4, 10)))
     labels = np.array([0, 1, 4, 5])
     assert metrics.top_k_accuracy(constant, labels) == 0.25
     assert metrics.top_k_accuracy(constant, labels, k=5) == 0.75
 
 
-def test_nll_is_scikit_learns():
-    expected = log_loss(LABELS, PROBS, labels=np.arange(8))
-    assert metrics.negative_log_likelihood(LOG_PROBS, LABELS) == pytest.approx(expected)
-
-
-def test_brier_by_hand():
+def test_brier_by_hand_and_twice_scikit_learns_binary_one():
     one_hot = np.eye(8)[LABELS]
     expected = np.mean([np.sum((p - y) ** 2) for p, y in zip(PROBS, one_hot, strict=True)])
     assert metrics.brier_score(LOG_PROBS, LABELS) == pytest.approx(expected)
+    log_probs, labels = metrics.log_softmax(LOGITS[:, :2]), LABELS % 2
+    expected = 2 * brier_score_loss(labels, np.exp(log_probs[:, 1]))
+    assert metrics.brier_score(log_probs, labels) == pytest.approx(expected)
 
 
-def test_brier_of_two_classes_is_twice_scikit_learns_binary_one():
-    logits, labels = LOGITS[:, :2], LABELS % 2
-    expected = 2 * brier_score_loss(labels, scipy.special.softmax(logits.astype(float), -1)[:, 1])
-    result = metrics.brier_score(metrics.log_softmax(logits), labels)
-    assert result == pytest.approx(expected)
+def test_compute_returns_the_named_metrics_in_order():
+    expected = {
+        "ece": metrics.expected_calibration_error(LOG_PROBS, LABELS, num_bins=15),
+        "accuracy": accuracy_score(LABELS, PROBS.argmax(-1)),
+        "brier": metrics.brier_score(LOG_PROBS, LABELS),
+        "nll": metrics.negative_log_likelihood(LOG_PROBS, LABELS),
+    }
+    result = metrics.compute(LOG_PROBS, LABELS, *expected)
+    assert list(result.items()) == list(expected.items())
+    with pytest.raises(ValueError, match="among accuracy, nll, brier, ece, got 'mce'"):
+        metrics.compute(LOG_PROBS, LABELS, "nll", "mce")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
-def test_any_integer_labels_give_the_same_figures(dtype):
-    assert figures(LOGITS, LABELS.astype(dtype)) == figures(LOGITS, LABELS)
+def test_labels_may_have_any_integer_dtype(dtype):
+    assert evaluate(LOGITS, LABELS.astype(dtype)) == evaluate(LOGITS, LABELS)
 
 
-def test_figures_leave_their_arguments_as_they_were():
+def test_metrics_do_not_modify_their_arguments():
     logits, log_probs, labels = LOGITS.astype(float), LOG_PROBS.copy(), LABELS.copy()
-    figures(logits, labels)
-    for name in FIGURES:
-        FIGURES[name](log_probs, labels)
+    evaluate(logits, labels)
+    for metric in METRICS.values():
+        metric(log_probs, labels)
     np.testing.assert_array_equal(logits, LOGITS)
     np.testing.assert_array_equal(log_probs, LOG_PROBS)
     np.testing.assert_array_equal(labels, LABELS)
 
 
 @pytest.mark.parametrize("dtype", [int, float])
-def test_every_figure_of_no_examples_is_nan(dtype):
+def test_every_metric_of_no_examples_is_nan(dtype):
     logits, labels = np.zeros((0, 3)), np.zeros(0, dtype)
-    result = figures(logits, labels) | {"accuracy": metrics.top_k_accuracy(logits, labels)}
+    result = evaluate(logits, labels) | {"accuracy": metrics.top_k_accuracy(logits, labels)}
     assert all(math.isnan(value) for value in result.values()), result
     assert metrics.log_softmax(logits).shape == (0, 3)
 
 
-@pytest.mark.parametrize("row", UNDEFINED.values(), ids=UNDEFINED)
-def test_an_undefined_example_makes_every_figure_nan_but_accuracy_where_it_is_wrong(row):
+@each_undefined
+def test_an_undefined_example_is_wrong_for_accuracy_and_makes_the_other_metrics_nan(row):
     logits = np.array([[5.0, 0, 0, 0], row, [0, 5, 0, 0], row])
     for label in range(4):
         labels = np.array([0, label, 1, label])
-        result = figures(logits, labels)
+        result = evaluate(logits, labels)
         assert all(math.isnan(value) for value in result.values()), result
         for k in (1, 2, 4):
             assert metrics.top_k_accuracy(metrics.log_softmax(logits), labels, k=k) == 0.5
 
 
 @pytest.mark.parametrize("other", [-1e4, -np.inf])
-def test_perfect_confidence_that_is_always_right(other):
+def test_certainty_that_is_always_right(other):
     logits, labels = np.where(np.eye(10) > 0, 0, other), np.arange(10)
-    result = figures(logits, labels)
+    result = evaluate(logits, labels)
     assert result.pop("temperature") == (0.01 if np.isfinite(other) else 1)
     assert result == dict.fromkeys(result, 0)
     assert math.copysign(1, result["nll"]) == 1
 
 
-@pytest.mark.parametrize("other", [-1e4, -np.inf])
-def test_perfect_confidence_that_is_always_wrong(other):
+@pytest.mark.parametrize(("other", "temperature"), [(-1e4, 100), (-np.inf, np.nan)])
+def test_certainty_that_is_always_wrong(other, temperature):
     logits, labels = np.where(np.eye(10) > 0, 0, other), np.roll(np.arange(10), 1)
-    result = figures(logits, labels)
-    if np.isfinite(other):
-        assert result.pop("temperature") == 100
-    else:
-        assert math.isnan(result.pop("temperature"))
-    assert result.pop("nll") == -other
-    assert result.pop("brier") == 2
-    assert result.pop("classwise") == pytest.approx(0.2)
-    assert result == dict.fromkeys(result, 1)
+    result = evaluate(logits, labels)
+    expected = dict.fromkeys(result, 1) | {"nll": -other, "brier": 2, "classwise": 0.2}
+    assert result == pytest.approx(expected | {"temperature": temperature}, nan_ok=True)
 
 
-def test_one_probability_of_zero_for_a_label_leaves_all_finite_but_nll_and_temperature():
-    logits = np.array([[0, -np.inf], [0, -np.inf], [0, 0]])
-    result = figures(logits, np.array([1, 0, 0]))
+def test_a_label_of_probability_zero_leaves_all_finite_but_nll_and_temperature():
+    result = evaluate(np.array([[0, -np.inf], [0, -np.inf], [0, 0]]), np.array([1, 0, 0]))
     assert result["nll"] == np.inf
     assert result["brier"] == pytest.approx((2 + 0 + 0.5) / 3)
     assert math.isnan(result["temperature"])
@@ -167,37 +164,32 @@ def test_one_probability_of_zero_for_a_label_leaves_all_finite_but_nll_and_tempe
 
 
 @pytest.mark.parametrize("label", [0, 3])
-def test_labels_of_one_class_alone(label):
+def test_all_labels_may_be_equal(label):
     labels = np.full(500, label)
-    result = figures(LOGITS, labels)
+    result = evaluate(LOGITS, labels)
     assert all(np.isfinite(value) for value in result.values()), result
     assert metrics.top_k_accuracy(LOG_PROBS, labels) == np.mean(LOGITS.argmax(-1) == label)
     assert result["nll"] == pytest.approx(log_loss(labels, PROBS, labels=np.arange(8)))
 
 
 def test_a_single_class_is_certain():
-    result = figures(RNG.normal(size=(6, 1)), np.zeros(6, int))
+    result = evaluate(RNG.normal(size=(6, 1)), np.zeros(6, int))
     assert result.pop("temperature") == 1
     assert result == dict.fromkeys(result, 0)
     assert metrics.top_k_accuracy(np.zeros((6, 1)), np.zeros(6, int)) == 1
 
 
 def test_constant_logits():
-    labels = np.array([0] * 7 + [1] * 3 + [2] * 5 + [3] * 5)
-    result = figures(np.full((20, 5), 3.3), labels)
-    assert metrics.top_k_accuracy(metrics.log_softmax(np.full((20, 5), 3.3)), labels) == 0.35
-    expected = {
+    logits, labels = np.full((20, 5), 3.3), np.array([0] * 7 + [1] * 3 + [2] * 5 + [3] * 5)
+    assert metrics.top_k_accuracy(metrics.log_softmax(logits), labels) == 0.35
+    expected = dict.fromkeys(("ece", "ece_equal_mass", "mce", "mce_equal_mass"), 0.15) | {
         "nll": np.log(5),
         "brier": 0.8,
-        "ece": 0.15,
-        "ece_equal_mass": 0.15,
-        "mce": 0.15,
-        "mce_equal_mass": 0.15,
         "classwise": (0.15 + 0.05 + 0.05 + 0.05 + 0.2) / 5,
         "aurc": 0.65,
         "temperature": 1,
     }
-    assert result == pytest.approx(expected)
+    assert evaluate(logits, labels) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -211,23 +203,22 @@ def test_constant_logits():
         ((4, 3), np.zeros(4), "integers .* got float64"),
     ],
 )
-def test_wrong_shapes_and_labels_are_refused(shape, labels, message):
-    for figure in [*FIGURES.values(), metrics.top_k_accuracy, metrics.risk_coverage]:
+def test_other_shapes_and_labels_raise(shape, labels, message):
+    for metric in [*METRICS.values(), metrics.top_k_accuracy, metrics.risk_coverage]:
         with pytest.raises(ValueError, match=message):
-            figure(np.zeros(shape), labels)
+            metric(np.zeros(shape), labels)
 
 
 def test_importing_the_metrics_imports_neither_scikit_learn_nor_scipy():
-    package = pathlib.Path(metrics.__file__).parent
-    # stand-ins for the packages above, which import more
+    folder = str(pathlib.Path(metrics.__file__).parents[1])
+    # stand-ins for the parent packages, which import more
     script = f"""
 import sys, types
-folder = {str(package)!r}
-for name, path in (("sdd_jax", folder + "/../.."), ("sdd_jax.evaluation", folder + "/..")):
+for name, path in (("sdd_jax", {folder + "/.."!r}), ("sdd_jax.evaluation", {folder!r})):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [path]
 from sdd_jax.evaluation import metrics
-print(metrics.log_softmax([[0.0]]), sorted({{"numpy", "scipy", "sklearn"}} & set(sys.modules)))
+print(metrics.log_softmax([[0.0]]), sorted({{"jax", "numpy", "scipy", "sklearn"}} & set(sys.modules)))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

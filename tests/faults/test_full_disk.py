@@ -111,7 +111,8 @@ def test_no_room_for_an_evaluation_leaves_the_one_before(
     shutil.copytree(uninterrupted, tmp_path / "run")
     arguments = ("eval.py", f"--workdir={tmp_path / 'run'}", "--checks=accuracy")
     assert programs.run(*arguments).returncode == 0
-    before = (tmp_path / "run/eval/metrics.json").read_bytes()
+    names = ("checks.json", "metrics.json")
+    before = [(tmp_path / "run/eval" / name).read_bytes() for name in names]
     done = programs.run(*arguments, preexec_fn=limit(64))
-    refused(1, done.returncode, done.stderr, "eval/metrics.json cannot be written: File too large")
-    assert (tmp_path / "run/eval/metrics.json").read_bytes() == before
+    refused(1, done.returncode, done.stderr, "eval/checks.json cannot be written: File too large")
+    assert [(tmp_path / "run/eval" / name).read_bytes() for name in names] == before

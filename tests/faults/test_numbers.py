@@ -54,7 +54,7 @@ def test_a_batch_that_is_larger_than_the_data(programs, tiny, data, refused, tmp
         2,
         done.returncode,
         done.stderr,
-        "config.batch_size: must be at most 200, the images in train",
+        "config.batch_size: must be at most 200, the number of training images",
     )
     assert not (tmp_path / "run").exists()
 

@@ -32,11 +32,12 @@ import pytest
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from sdd_jax import config as base
+from sdd_jax import config as configs
 from sdd_jax.errors import InputError
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
-from sdd_jax.training.loop import NonFiniteLossError, train_and_evaluate
+from sdd_jax.train import NonFiniteLossError, train_and_evaluate
+from sdd_jax.training.optimizers import optimizers
 
 EXAMPLES = 500
 SECONDS = 600  # after which a config hangs; the slowest network compiles for two minutes
@@ -89,7 +90,7 @@ HOSTILE = [
     "npz:", "npz:grey.npz/x", "npz:nowhere.npz", "npz:\0", "a:b:c", "unlabelled:\ud800",
     (), (1,), (0.5, math.nan), (0.5,) * 5, ("a",), ("0 steps", "0 steps"), ("\0.py",), ("",),
     ("x" * 5000 + ".py",), ("~nobody-of-this-name/x.py",), ((1, 2), (3, 4)), [[]], [None],
-    {}, {"a": 1}, {"name": "x"}, {"name": None}, {"name": ["mlp"]}, {"self": 1}, {1: 2}, b"bytes", 1j,
+    {}, {"a": 1}, {"name": "x"}, {"name": None}, {"name": ["mlp"]}, {"self": 1}, {1: 2}, {"name": "mlp", "depth": 2**31 - 1}, b"bytes", 1j,
 ]  # fmt: skip
 FOLDERS = ["", "a\nb", "\0", "\ud800", "ünï/🦆", "x" * 5000, "~nobody-of-this-name/x", "grey.npz/x"]
 NEW_FIELDS = ["nope", "", "self", "name", "function", "épée", "a b", "x" * 300]
@@ -114,7 +115,7 @@ def folder(tmp_path_factory):
             )
             arrays |= {f"{split}_images": noise.astype(np.uint8), f"{split}_labels": of_images}
         np.savez(folder / f"{name}.npz", **arrays)
-    teacher = base.default()
+    teacher = configs.default()
     teacher.dataset.name = "npz:grey.npz"
     teacher.dataset.data_dir = str(folder)
     teacher.model = models.options("mlp", width=5, depth=2, dropout_rate=0.3)
@@ -153,12 +154,7 @@ def valid_config(pick):
         "objective": valid_objective(pick, objective),
         "teacher": "teacher" if distilled else "",
         "sd_dropout": valid_sd_dropout(pick, _num_stages(model)),
-        "optimizer": {
-            "learning_rate": pick.choice([1e-4, 0.01, 0.05, 1]),
-            "momentum": rates(pick),
-            "nesterov": pick.choice([True, False]),
-            "weight_decay": pick.choice([0, 1e-4, 0.01]),
-        },
+        "optimizer": valid_optimizer(pick),
         "schedule": pick.choice([step_schedule, cosine_schedule])(pick),
         "batch_size": pick.choice(batch_sizes),
         "duration": durations(pick),
@@ -188,7 +184,7 @@ def _num_stages(model):
 
 def valid_dataset(pick, network, objective):
     """The name in ``DATA``, and ``config.dataset``."""
-    default = base.default().dataset.to_dict()
+    default = configs.default().dataset.to_dict()
     is_lenet = network.startswith("lenet")
     if objective == "distill":  # the teacher's
         return "grey", default | {"name": "npz:grey.npz"}
@@ -258,6 +254,23 @@ def valid_sd_dropout(pick, stages):
     if pick.random() < 0.2:
         options |= {"exclusive": True, "num_samples": 2, "rate": 0.5, "random_rate": ()}
     return options
+
+
+def valid_optimizer(pick):
+    name = pick.choice(["sgd", "sgd", "sgd", *optimizers.names()])
+    values = {
+        "learning_rate": [1e-4, 0.01, 0.05] + [1] * (name == "sgd"),
+        "momentum": [0.0, 0.5, 0.9],
+        "nesterov": [True, False],
+        "weight_decay": [0, 1e-4, 0.01],
+        "decay": ["coupled", "decoupled"],
+        "weight_decay_mask": ["all", "kernels"],
+        "clip_norm": [0.0, 1.0],
+        "ema": [0.0, 0.9],
+    }
+    options = optimizers.options(name)
+    del options["name"]
+    return {"name": name} | {key: pick.choice(values[key]) for key in options if key in values}
 
 
 def cosine_schedule(pick):

@@ -11,14 +11,8 @@ import sys
 import pytest
 
 from sdd_jax.errors import InputError, WriteError
-from sdd_jax.training import workdir as workdirs
-from sdd_jax.training.loop import train_and_evaluate
-
-
-def config():
-    from sdd_jax import config as base
-
-    return base.complete(base.default())
+from sdd_jax.runs import workdir as workdirs
+from sdd_jax.train import train_and_evaluate
 
 
 def test_a_workdir_below_a_file(programs, tiny, refused, tmp_path):
@@ -31,7 +25,7 @@ def test_a_workdir_below_a_file(programs, tiny, refused, tmp_path):
 @pytest.mark.parametrize("path", ["/proc/run", "/dev/null", "/dev/null/run"])
 def test_a_workdir_that_cannot_be_made(path):
     with pytest.raises(InputError, match="--workdir: must be writable, got "):
-        workdirs.open_workdir(path, config()).__enter__()
+        workdirs.open_workdir(path).__enter__()
 
 
 def test_a_run_on_a_read_only_disk(programs, tiny, uninterrupted, refused, tmp_path):
@@ -84,13 +78,13 @@ def test_a_second_process_is_refused_and_the_first_ends_as_ever(
 
 def test_a_killed_run_leaves_no_lock(tmp_path):
     code = (
-        "import os, signal; from sdd_jax import config; from sdd_jax.training import workdir\n"
-        f"with workdir.open_workdir({str(tmp_path)!r}, config.complete(config.default())):\n"
+        "import os, signal; from sdd_jax.runs import open_workdir\n"
+        f"with open_workdir({str(tmp_path)!r}):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], timeout=240, check=False)
     assert (tmp_path / "lock").exists()
-    with workdirs.open_workdir(str(tmp_path), config()) as folder:
+    with workdirs.open_workdir(str(tmp_path)) as folder:
         assert folder == tmp_path
 
 
@@ -107,17 +101,17 @@ def test_evaluation_runs_beside_training(programs, tiny, look, tmp_path):
 
 
 def test_the_lock_is_free_after_the_run_and_belongs_to_the_first_host(tmp_path, monkeypatch):
-    with workdirs.open_workdir(str(tmp_path), config()):
+    with workdirs.open_workdir(str(tmp_path)):
         with (
             pytest.raises(InputError, match="must not be in use, another process trains in"),
-            workdirs.open_workdir(str(tmp_path), config()),
+            workdirs.open_workdir(str(tmp_path)),
         ):
             pass
         with monkeypatch.context() as patch:
             patch.setattr(workdirs.jax, "process_index", lambda: 1)
-            with workdirs.open_workdir(str(tmp_path), config()):
+            with workdirs.open_workdir(str(tmp_path)):
                 pass
-    with workdirs.open_workdir(str(tmp_path), config()):
+    with workdirs.open_workdir(str(tmp_path)):
         pass
 
 
@@ -126,6 +120,6 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with workdirs.open_workdir(str(tmp_path), config()):
+    with workdirs.open_workdir(str(tmp_path)):
         pass
     assert "cannot be locked (Function not implemented)" in caplog.text

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdd_jax.models.convolution import Conv
+from sdd_jax.models.layers import Conv
 
 
 def by_hand(x, kernel, stride, padding):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdd_jax.models.pooling import max_pool
+from sdd_jax.models.layers import max_pool
 
 
 def by_hand(x, upstream, size, stride, padding):

@@ -11,7 +11,7 @@ import pytest
 from sdd_jax import models, objectives
 from sdd_jax.data import augment
 from sdd_jax.data.engines import RawBatch
-from sdd_jax.parallel import AXIS
+from sdd_jax.devices import AXIS
 from sdd_jax.training import state as train_state
 from sdd_jax.training.step import train_step
 

@@ -16,7 +16,7 @@ from sdd_jax import config as base
 from sdd_jax.errors import InputError
 from sdd_jax.models import models
 from sdd_jax.objectives import Batch, Clock, View, objectives, with_sd_dropout
-from sdd_jax.training.loop import train_and_evaluate
+from sdd_jax.train import train_and_evaluate
 
 PROBLEMS = json.loads((Path(__file__).parents[1] / "author_losses.json").read_text())
 DROPOUT = {"model": models.options("mlp", width=32, depth=2, dropout_rate=0.2)}
@@ -172,7 +172,7 @@ def test_the_branches_of_byot_see_maps_of_any_proportions_whole(shape):
 
 @pytest.mark.parametrize("name", ["ps_kd", "dlb", "dml", "byot"])
 def test_what_an_objective_carries_survives_a_stop(name, tmp_path):
-    from sdd_jax.training.checkpoints import Checkpoints
+    from sdd_jax.runs.checkpoints import Checkpoints
 
     def state_of(folder):
         import orbax.checkpoint as ocp

@@ -8,10 +8,10 @@ import pytest
 from sdd_jax import data, losses
 from sdd_jax import experiment as experiments
 from sdd_jax.errors import InputError
-from sdd_jax.evaluation.run import evaluate_workdir
+from sdd_jax.evaluate import evaluate_workdir
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
-from sdd_jax.trained import load_trained
+from sdd_jax.runs.trained_network import load_trained
 from sdd_jax.training import loop
 
 
@@ -114,12 +114,12 @@ def test_the_three_way_table_and_its_curve(student, teacher, capsys):
 
 
 def test_monte_carlo_samples_of_the_table_are_those_of_the_network_by_hand(teacher):
-    from sdd_jax.evaluation import Evaluation
-    from sdd_jax.training.random import example_keys
+    from sdd_jax.evaluation import Evaluator
+    from sdd_jax.prng import example_keys
 
     subject = experiments.load_subject(config_of())
     trained = load_trained(str(teacher), subject.dataset)
-    evaluation = Evaluation(subject, {}).of(trained)
+    evaluation = Evaluator(subject, {}).of(trained)
     images = subject.dataset.splits["test"].images[:8]
     keys = example_keys(0, "mc_dropout", jnp.int32(3), jnp.arange(8))
     expected = trained.model.apply(trained.variables, subject.normalise(images), dropout_keys=keys)
@@ -130,11 +130,11 @@ def test_with_dropout_before_the_head_alone_the_backbone_runs_once(tmp_path):
     config = config_of(duration="1 epochs", eval_every="1 epochs")
     config.model = models.options("mlp", width=16, depth=1, dropout_rate=0.5)
     loop.train_and_evaluate(config, str(tmp_path))
-    from sdd_jax.evaluation import Evaluation
-    from sdd_jax.training.random import example_keys
+    from sdd_jax.evaluation import Evaluator
+    from sdd_jax.prng import example_keys
 
     subject = experiments.load_subject(config)
-    evaluation = Evaluation(subject, {}).of(load_trained(str(tmp_path), subject.dataset))
+    evaluation = Evaluator(subject, {}).of(load_trained(str(tmp_path), subject.dataset))
     keys = example_keys(0, "mc_dropout", jnp.int32(2), jnp.asarray(evaluation.position))
     images = subject.normalise(evaluation.images)
     direct = subject.model.apply(evaluation.variables, images, dropout_keys=keys)
@@ -150,7 +150,7 @@ def test_with_dropout_before_the_head_alone_the_backbone_runs_once(tmp_path):
 
 def test_the_step_trains_on_the_distillation_loss_of_the_teachers_masks(teacher):
     from sdd_jax.objectives import Batch, View
-    from sdd_jax.training.random import example_keys
+    from sdd_jax.prng import example_keys
 
     config = student_of(teacher)
     config.objective.teacher_samples = 2

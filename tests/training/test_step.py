@@ -1,7 +1,9 @@
-"""The training step: what it computes does not depend on the devices that share it."""
+"""The training step: independent of the devices that share it, and equal to plain JAX."""
 
+import dataclasses
 from functools import partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,13 @@ import optax
 import pytest
 
 from sdd_jax import losses, models, objectives
-from sdd_jax.data import Split, augment
+from sdd_jax.data import Split, images
 from sdd_jax.data.engines import RawBatch, engines
-from sdd_jax.parallel import AXIS, replicate
+from sdd_jax.devices import AXIS, replicate
+from sdd_jax.options import defaults
+from sdd_jax.prng import example_keys
 from sdd_jax.training import state as train_state
-from sdd_jax.training.random import example_keys
+from sdd_jax.training.optimizers import Optimizer
 from sdd_jax.training.step import compile_train_call, train_step
 
 BATCH, STEPS = 16, 3
@@ -46,18 +50,18 @@ class Tiny(nn.Module):
         return x.mean((1, 2))
 
 
-def prepare(keys, images):
-    images = augment.augment(keys, images, pad=1, flip=True)
-    return augment.normalise(images, np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32))
+def prepare(keys, raw):
+    augmented = images.augment(keys, raw, pad=1, flip=True)
+    return images.normalise(augmented, np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32))
 
 
-def setup(axis_name, **options):
+def setup(axis_name, *, objective=OBJECTIVE, ema=0.0, **options):
     model = models.build({"name": "tiny_in_test", **options}, num_classes=5, axis_name=axis_name)
-    optimizer = optax.sgd(1.0)  # the change of the parameters is the gradient
+    optimizer = Optimizer(optax.sgd(1.0), ema)  # the change of the parameters is the gradient
     step = partial(
         train_step,
         model=model,
-        objective=OBJECTIVE,
+        objective=objective,
         optimizer=optimizer,
         prepare=prepare,
         seed=0,
@@ -106,11 +110,11 @@ def test_the_loss_is_the_sum_of_the_weighted_terms_and_its_gradient_that_of_plai
 
     def by_hand(params):
         keys = partial(example_keys, 0, step=state.step, position=jnp.arange(BATCH))
-        images = prepare(keys(stream="augment0"), raw.views[0])
+        inputs = prepare(keys(stream="augment0"), raw.views[0])
         head = partial(model.apply, {"params": params}, method="head")
         features, _ = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            images,
+            inputs,
             train=True,
             dropout_keys=keys(stream="dropout"),
             method="features",
@@ -132,44 +136,65 @@ def test_the_loss_is_the_sum_of_the_weighted_terms_and_its_gradient_that_of_plai
     assert int(after.step) == 1
 
 
+def compiled(step):
+    """The compiled call, its resident data and its engine."""
+    engine = engines.build(
+        {"name": "resident"}, split=SPLIT, batch_size=BATCH, sampler="uniform", seed=0
+    )
+    return compile_train_call(step, engine.gather), replicate(engine.resident), engine
+
+
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])  # unrolled, or in a loop
 def test_several_steps_in_one_call_equal_one_step_a_call(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     step, state = setup(AXIS)
-    engine = engines.build(
-        {"name": "resident"}, split=SPLIT, batch_size=BATCH, sampler="uniform", seed=0
-    )
-    call = compile_train_call(step, engine.gather)
-    resident = replicate(engine.resident)
+    call, resident, engine = compiled(step)
     together, metrics = call(replicate(state), engine.inputs(0, STEPS), resident, None)
     apart, losses_apart = replicate(state), []
     for i in range(STEPS):
-        apart, of_call = call(apart, engine.inputs(i, i + 1), resident, None)
-        losses_apart.append(of_call["loss"][0])
+        apart, metrics_of_step = call(apart, engine.inputs(i, i + 1), resident, None)
+        losses_apart.append(metrics_of_step["loss"][0])
     assert metrics["loss"].shape == (STEPS,)
     assert int(together.step) == STEPS
     np.testing.assert_allclose(metrics["loss"], losses_apart, rtol=1e-4)
     close(together.params, apart.params, 1e-3)
 
 
-def test_the_call_compiles_once_and_takes_its_own_state_back():
-    traces = []
-
-    def counted(state, raw, constants):
-        traces.append(1)
-        return setup(AXIS)[0](state, raw, constants)
-
-    engine = engines.build(
-        {"name": "resident"}, split=SPLIT, batch_size=BATCH, sampler="uniform", seed=0
-    )
-    call = compile_train_call(counted, engine.gather)
-    resident = replicate(engine.resident)
-    state = replicate(setup(AXIS)[1])
-    first = state
-    for i in range(3):
+def test_the_step_is_traced_once_takes_its_own_state_back_and_averages_the_parameters():
+    step, state = setup(AXIS, ema=0.8)
+    call, resident, engine = compiled(chex.assert_max_traces(lambda *args: step(*args), n=1))
+    first = state = replicate(state)
+    structure, expected = jax.tree.structure(state), jax.device_get(state.params)
+    for i in range(STEPS):
         state, _ = call(state, engine.inputs(i, i + 1), resident, None)
-    assert len(traces) == 1
-    assert all(x.is_deleted() for x in jax.tree.leaves(first.params))  # donated
+        params = jax.device_get(state.params)
+        expected = jax.tree.map(lambda a, b: 0.8 * a + 0.2 * b, expected, params)
+        close(expected, state.ema, 1e-6)
+    assert jax.tree.structure(state) == structure
+    assert all(x.is_deleted() for x in jax.tree.leaves(first))  # donated
+    assert state.variables == {"params": state.ema, "batch_stats": state.batch_stats}
+
+
+def test_a_state_without_extras_has_the_same_parts_empty():
+    step, state = setup(None)
+    for state in (state, jax.jit(step)(state, raw_batch(range(BATCH)))[0]):
+        assert state.auxiliary == {"params": {}, "batch_stats": {}}
+        assert state.memory == state.ema == {}
+        assert state.variables == {"params": state.params, "batch_stats": state.batch_stats}
+
+
+@pytest.mark.parametrize("shape", [(), (BATCH, 1), (BATCH - 1,)])
+@pytest.mark.parametrize("part", ["terms", "metrics"])
+def test_a_term_or_metric_that_is_not_per_example_is_refused_by_name(part, shape):
+    def loss(forward, batch, keys):
+        output = OBJECTIVE.loss(forward, batch, keys)
+        wrong = jnp.zeros(shape)
+        wrong = {"wrong": objectives.Term(wrong) if part == "terms" else wrong}
+        return dataclasses.replace(output, **{part: getattr(output, part) | wrong})
+
+    step, state = setup(None, objective=objectives.Objective(loss))
+    with pytest.raises(AssertionError, match="'wrong' must have one value per example"):
+        jax.eval_shape(step, state, raw_batch(range(BATCH)))
 
 
 def test_steps_and_streams_draw_different_numbers():
@@ -196,19 +221,11 @@ def test_bfloat16_computes_in_half_precision_and_keeps_parameters_and_loss_in_fl
 
 
 def test_another_objective_is_composed_without_a_class():
-    smoothed = objectives.build(
-        {"name": "label_smoothing", "smoothing": 0.2},
-        {
-            "weight": 0.3, "rate": 0.5, "random_rate": (), "temperature": 3.0,
-            "num_samples": 3, "gradient": "forward", "exclusive": False,
-            "position": 0, "ramp": 0.0, "gradient_cosine": False,
-        },
-        model=models.build({"name": "tiny_in_test"}, num_classes=5),
-    )  # fmt: skip
-    step, state = setup(None)
-    _, metrics = jax.jit(partial(step.func, **step.keywords | {"objective": smoothed}))(
-        state, raw_batch(range(BATCH))
-    )
+    options = defaults(objectives.with_sd_dropout)
+    options |= {"weight": 0.3, "num_samples": 3, "gradient": "forward"}
+    smoothed = objectives.build({"name": "label_smoothing", "smoothing": 0.2}, options)
+    step, state = setup(None, objective=smoothed)
+    _, metrics = jax.jit(step)(state, raw_batch(range(BATCH)))
     assert {"label_smoothing", "sd_dropout", "sd_dropout/agreement"} <= set(metrics)
     total = metrics["label_smoothing"] + 0.3 * metrics["sd_dropout"]
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)

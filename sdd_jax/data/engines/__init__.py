@@ -1,4 +1,4 @@
-"""How batches reach the device. An engine is a file here that registers a function; see ``base``."""
+"""Engines bring batches to the devices; each is registered in a file of this package, see ``base``."""
 
 from sdd_jax.data.engines.base import Engine, RawBatch, engines
 

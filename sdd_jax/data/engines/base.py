@@ -1,27 +1,30 @@
-"""What an engine is to the training loop.
+"""The interface between engines and the training loop.
 
-The loop asks the host for the *inputs* of some steps and hands them to the device, where the step
-turns them into a batch. What travels differs between engines (indices, or images); what the step
-sees does not.
+For each call the loop takes the *inputs* of some steps from the engine on the host. Inside the compiled
+step, ``gather`` turns them into a batch. The inputs differ between engines (indices, or images); the
+batches do not.
 """
 
-from typing import Any, NamedTuple, Protocol
+import dataclasses
+from typing import Any, Protocol
 
 import jax
 
 from sdd_jax.registry import Registry
 
-engines = Registry("sdd_jax.data.engines", "config.engine")
+engines = Registry("sdd_jax.data.engines", "engine")
 
 
-class RawBatch(NamedTuple):
-    """One step's examples on one device, as they are stored.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RawBatch:
+    """Examples of one step on one device, before augmentation.
 
     Attributes:
-      views: one array uint8 ``[B, H, W, C]`` for each view.
-      labels: ``[B]`` int32.
-      index: ``[B]`` int32, places in the training set.
-      position: ``[B]`` int32, places in the global batch; what an example's randomness hangs on.
+      views: V arrays uint8 ``[B, H, W, C]``.
+      labels: int32 ``[B]``.
+      index: int32 ``[B]``, indices in the training set.
+      position: int32 ``[B]``, indices in the global batch, from which the examples' keys are derived.
     """
 
     views: tuple[jax.Array, ...]
@@ -31,12 +34,12 @@ class RawBatch(NamedTuple):
 
 
 class Engine(Protocol):
-    """Batches in an order that is a function of (seed, epoch) alone.
+    """Batches in an order that is a function of the seed and the epoch alone.
 
     Attributes:
-      steps_per_epoch: batches in an epoch.
-      steps_per_call: in one dispatch, where the config does not say.
-      resident: host arrays that live on every device during the whole run.
+      steps_per_epoch: number of batches in an epoch.
+      steps_per_call: default number of steps per dispatch.
+      resident: arrays that stay on every device during the run.
     """
 
     steps_per_epoch: int
@@ -44,13 +47,13 @@ class Engine(Protocol):
     resident: Any
 
     def inputs(self, start: int, stop: int) -> Any:
-        """Steps ``[start, stop)`` as arrays ``[local devices, steps, B on a device, ...]``."""
+        """Inputs of the steps ``[start, stop)``, ``[local devices, steps, B per device, ...]``."""
         ...
 
     def gather(self, resident: Any, inputs: Any) -> RawBatch:
-        """On the device: the batch of one step and one device."""
+        """The batch of one step on one device; traced."""
         ...
 
     def close(self) -> None:
-        """Ends what runs in the background."""
+        """Ends background threads and processes."""
         ...

@@ -1,4 +1,4 @@
-"""Batches made on the host ahead of their steps: for data that do not fit in device memory."""
+"""An engine that prepares batches on the host in the background, for data beyond device memory."""
 
 import multiprocessing
 import os
@@ -6,43 +6,43 @@ import signal
 import sys
 import threading
 import zlib
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from annotated_types import Interval
 
 from sdd_jax.data.dataset import Split
 from sdd_jax.data.engines.base import RawBatch, engines
-from sdd_jax.data.order import Order
-from sdd_jax.data.stored import StoredImages
-from sdd_jax.errors import check
-from sdd_jax.parallel import to_devices
+from sdd_jax.data.lazy_images import LazyImages
+from sdd_jax.data.samplers import BatchOrder
+from sdd_jax.devices import to_devices
 
-CROP = zlib.crc32(b"crop")  # the stream of randomness
+CROP = zlib.crc32(b"crop")  # random stream of the training views
 
 
 @engines.register("streamed")
 class StreamedEngine:
-    """Batches read, decoded and cropped by grain in the background, and copied to the devices.
+    """Reads, decodes and crops batches with grain in the background, and copies them to the devices.
 
-    A process makes its own devices' shares alone. The batches are those of the resident engine, and the
-    crop of a view depends on the seed, the step, the view and the place in the global batch: not on who
-    makes it, nor on where a run resumed.
+    Each process prepares the shares of its own devices. The batches are those of the resident engine.
+    The crop of a view depends on the seed, the step, the view and the index in the global batch, so
+    neither the number of workers nor a resume changes it.
 
     Args:
-      split: the training examples, in memory or stored.
-      batch_size: of all devices together.
-      sampler: a name in ``sdd_jax.data.samplers``.
-      seed: of the data order and the crops.
-      workers: how many make batches at the same time, each a whole one.
-      processes: whether the workers are processes, not threads. Pillow lets threads run side by side,
-        and they cost nothing to start; processes pay where one interpreter cannot keep many cores busy.
-      prefetch: batches that wait on the devices.
+      split: training examples, in memory or decoded on demand.
+      batch_size: global batch size.
+      sampler: name of a sampler in :mod:`sdd_jax.data.samplers`.
+      seed: seed of the data order and the crops.
+      workers: number of batches prepared at the same time, each by one worker.
+      processes: use worker processes in place of threads. Threads start at once, and Pillow releases the
+        interpreter lock; processes pay off where one interpreter cannot keep many cores busy.
+      prefetch: number of batches waiting on the devices.
     """
 
-    steps_per_call = 1  # more would have to be copied together, and save little beside decoding
+    steps_per_call = 1  # more would be copied at once, and save little compared with decoding
 
     def __init__(
         self,
@@ -51,24 +51,25 @@ class StreamedEngine:
         batch_size: int,
         sampler: str,
         seed: int,
-        workers: int = 8,
+        workers: Annotated[int, Interval(ge=1, le=1024)] = 8,
         processes: bool = False,
-        prefetch: int = 2,
+        prefetch: Annotated[int, Interval(ge=1, le=1024)] = 2,
     ):
-        check(workers >= 1, "config.engine.workers", workers, "at least 1")
-        check(prefetch >= 1, "config.engine.prefetch", prefetch, "at least 1")
         self._workers, self._processes, self._prefetch = workers, processes, prefetch
         self._images, self._seed = split.images, seed
-        self._order = Order(labels=split.labels, batch_size=batch_size, sampler=sampler, seed=seed)
+        self._order = BatchOrder(
+            labels=split.labels, batch_size=batch_size, sampler=sampler, seed=seed
+        )
         self.steps_per_epoch = self._order.steps_per_epoch
         self.resident = {"labels": split.labels}
         self._batches: Any = None
         self._next: int | None = None
 
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
-        """Steps ``[start, stop)`` on the devices, ``[local devices, steps, B, ...]``.
+        """Inputs of the steps ``[start, stop)`` on the devices, ``[local devices, steps, B, ...]``.
 
-        Going on where the last call stopped takes what is ready; any other start begins anew.
+        A call that starts where the last one stopped takes prefetched batches; any other restarts the
+        workers.
 
         Raises:
           InputError: an image cannot be decoded.
@@ -76,13 +77,13 @@ class StreamedEngine:
         if start != self._next:
             self.close()
             self._batches = iter(self._dataset(start))
-        self._next = None  # until these steps are there
+        self._next = None  # after an error, the next call restarts
         steps = [next(self._batches) for _ in range(start, stop)]
         self._next = stop
         return jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x, axis=1), *steps)
 
     def gather(self, resident: dict[str, jax.Array], inputs: dict[str, Any]) -> RawBatch:
-        """The views are there; labels are those of view 0."""
+        """Takes the views as they are; the labels are those of view 0."""
         index = inputs["index"][:, 0]
         return RawBatch(inputs["views"], resident["labels"][index], index, inputs["position"])
 
@@ -98,13 +99,13 @@ class StreamedEngine:
 
         batches = grain.MapDataset.source(Batches(self._images, self._order, self._seed, start))
         if self._processes:
-            if not flags.FLAGS.is_parsed():  # grain reads a flag of its own, in any program
+            if not flags.FLAGS.is_parsed():  # grain reads a flag of its own
                 flags.FLAGS.mark_as_parsed()
             options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             batches = batches.to_iter_dataset(options).mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self._workers), _live_and_die_with_parent
+                grain.MultiprocessingOptions(num_workers=self._workers), _follow_parent
             )
-            # JAX holds on to what it is given, and shared memory must not outlive the workers.
+            # JAX may keep the array it is given, and shared memory must not outlive the workers.
             batches = batches.map(lambda batch: jax.tree.map(np.array, batch))
         else:
             options = grain.ReadOptions(self._workers, prefetch_buffer_size=self._workers)
@@ -114,45 +115,47 @@ class StreamedEngine:
 
 
 class Batches:
-    """A process's share of the batches from step ``start`` on, by number.
+    """This process's share of the batches from step ``start`` on, as a sequence for grain.
 
     Args:
-      images: of the training examples.
-      order: of the training examples.
-      seed: of the crops.
-      start: the step of batch 0.
+      images: images of the training examples.
+      order: order of the training examples.
+      seed: seed of the crops.
+      start: step of batch 0.
     """
 
-    def __init__(self, images: np.ndarray | StoredImages, order: Order, seed: int, start: int):
+    def __init__(self, images: np.ndarray | LazyImages, order: BatchOrder, seed: int, start: int):
         self._images, self._order, self._seed, self._start = images, order, seed, start
 
     def __len__(self) -> int:
-        return sys.maxsize  # who asks for batches knows when to stop
+        return sys.maxsize  # unbounded; the consumer stops
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        step = self._start + number
-        index, position = self._order.index(step), self._order.position
-        views = (self._view(step, v, index[..., v], position) for v in range(index.shape[-1]))
-        batch = {"views": tuple(views), "index": index, "position": position}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        step = self._start + index
+        examples, position = self._order.index(step), self._order.position
+        views = (self._view(step, v, examples[..., v], position) for v in range(examples.shape[-1]))
+        batch = {"views": tuple(views), "index": examples, "position": position}
         return jax.tree.map(lambda x: x[:, None], batch)
 
-    def _view(self, step: int, view: int, index: np.ndarray, position: np.ndarray) -> np.ndarray:
+    def _view(self, step: int, view: int, examples: np.ndarray, position: np.ndarray) -> np.ndarray:
         if isinstance(self._images, np.ndarray):
-            return self._images[index]
-        crops = np.empty((*index.shape, *self._images.shape[1:]), np.uint8)
-        for place in np.ndindex(index.shape):
-            rng = np.random.default_rng((CROP, self._seed, step, view, int(position[place])))
-            crops[place] = self._images.random_view(index[place], rng)
+            return self._images[examples]
+        crops = np.empty((*examples.shape, *self._images.shape[1:]), np.uint8)
+        for i in np.ndindex(examples.shape):
+            rng = np.random.default_rng((CROP, self._seed, step, view, int(position[i])))
+            crops[i] = self._images.random_view(int(examples[i]), rng)
         return crops
 
 
-def _live_and_die_with_parent(worker: int, workers: int) -> None:
-    """Leaves a signal to the whole job to the parent, which saves its state and ends the workers."""
+def _follow_parent(worker: int, workers: int) -> None:
+    """Initialises a worker process: ends with the parent, and leaves SIGINT and SIGTERM to it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch():
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

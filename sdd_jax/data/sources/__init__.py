@@ -1,12 +1,30 @@
-"""Where images come from. A source is a file here that registers a function.
+"""Sources of images and labels; each is a function registered in a file of this package.
 
-The function takes those of these keyword arguments that it needs: ``argument`` (what follows its name
-and a colon in ``config.dataset.name``), ``data_dir``, ``cache_dir`` and ``encoded``. It returns arrays
-(``train_images`` uint8 ``[N, H, W, C]``, ``train_labels`` integers ``[N]``, ``test_images``,
-``test_labels``) and the number of classes; where ``encoded``, images may also be sequences of the
-bytes of image files. A name that no source has is taken for a tfds data set.
+A source takes any of the keyword arguments ``argument`` (the part of a data set's name after the
+colon), ``data_dir``, ``cache_dir`` and ``encoded``. It returns a dict of arrays (``train_images`` uint8
+``[N, H, W, C]``, ``train_labels`` integers ``[N]``, ``test_images``, ``test_labels``) and the number of
+classes. If ``encoded``, images may also be sequences of image files, as bytes.
 """
+
+import inspect
+from typing import Any
 
 from sdd_jax.registry import Registry
 
-sources = Registry("sdd_jax.data.sources", "config.dataset")
+sources = Registry("sdd_jax.data.sources", "dataset")
+
+
+def read(name: str, *, data_dir: str, cache_dir: str, encoded: bool) -> tuple[dict[str, Any], int]:
+    """Reads a data set from the source ``SOURCE`` or ``SOURCE:ARGUMENT``, or else from tfds.
+
+    Raises:
+      InputError: from the source; the field is an argument of :func:`sdd_jax.data.load`.
+    """
+    source, _, argument = name.partition(":")
+    if source not in sources.names():
+        source, argument = "tfds", name
+    # Not sources.build, which adds the section of the config: the caller of data.load does so.
+    function = sources.get(source)
+    args = {"argument": argument, "data_dir": data_dir, "cache_dir": cache_dir, "encoded": encoded}
+    accepted = inspect.signature(function).parameters
+    return function(**{key: value for key, value in args.items() if key in accepted})

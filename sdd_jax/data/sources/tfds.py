@@ -1,8 +1,8 @@
 """TensorFlow Datasets, read without TensorFlow.
 
-``tfds.data_source`` reads ArrayRecord files and decodes images with Pillow, about 20 s for CIFAR. The
-decoded arrays are kept in a cache, so that the next start does not even import tfds. Images of any size
-stay encoded in their files; of them only the labels are kept.
+``tfds.data_source`` reads ArrayRecord files and decodes images with Pillow, in about 20 s for CIFAR. The
+decoded arrays are cached, so the next start does not import tfds. Images of any size stay encoded in
+their files; only their labels are cached.
 """
 
 import contextlib
@@ -24,16 +24,18 @@ from sdd_jax.errors import InputError
 _logger = logging.getLogger(__name__)
 LABELS = ("train_labels", "test_labels")
 ARRAYS = ("train_images", "test_images", *LABELS)
-AT_A_TIME = 256  # records, while labels are read
-MANY = 100_000  # labels that take minutes
+READ_BATCH = 256  # records per read of labels
+SLOW = 100_000  # labels; reading more takes minutes
 
 
 @sources.register("tfds")
-def tfds(*, argument: str, data_dir: str, cache_dir: str, encoded: bool):
-    """Reads the split "train", and "test" or, where that has no labels or is not there, "validation".
+def tfds(
+    *, argument: str, data_dir: str, cache_dir: str, encoded: bool
+) -> tuple[dict[str, Any], int]:
+    """Reads the splits "train" and "test"; "validation" in place of a test split without labels.
 
     Raises:
-      InputError: unknown, unprepared or damaged data set, or one that is not image classification.
+      InputError: the data set is unknown, not prepared, damaged, or not one of labelled images.
     """
     name = argument
     default_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -42,16 +44,16 @@ def tfds(*, argument: str, data_dir: str, cache_dir: str, encoded: bool):
         arrays, num_classes = _cached(name, data_dir, cache_dir, encoded)
         if encoded:
             for split in ("train", "test"):
-                arrays[f"{split}_images"] = EncodedImages(name, data_dir, split)
+                arrays[f"{split}_images"] = TfdsImageFiles(name, data_dir, split)
     return arrays, num_classes
 
 
-class EncodedImages:
-    """The image files of a split, by place; in another process it opens the split again.
+class TfdsImageFiles:
+    """The encoded images of a split, a sequence of bytes. Unpickling opens the split again.
 
     Args:
-      name: of the data set.
-      data_dir: where it is.
+      name: name of the data set.
+      data_dir: its folder.
       split: "train" or "test".
     """
 
@@ -63,17 +65,17 @@ class EncodedImages:
         self._records = _Records(builder, splits[split], "image", tfds.decode.SkipDecoding())
 
     def __reduce__(self):
-        return EncodedImages, self._arguments
+        return TfdsImageFiles, self._arguments
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, place: int) -> bytes:
-        return self._records.read([place])[0]
+    def __getitem__(self, index: int) -> bytes:
+        return self._records.read([index])[0]
 
 
 def _cached(name, data_dir, cache_dir, encoded) -> tuple[dict[str, Any], int]:
-    """The arrays, or where the images stay encoded the labels, and the number of classes."""
+    """The arrays, or only the labels if the images stay encoded, and the number of classes."""
     names, read = (LABELS, _read_labels) if encoded else (ARRAYS, _decode)
     fingerprint = _fingerprint(pathlib.Path(data_dir, *name.split(":")[0].split("/")))
     if fingerprint is None:
@@ -89,20 +91,20 @@ def _cached(name, data_dir, cache_dir, encoded) -> tuple[dict[str, Any], int]:
 
 
 class _Records:
-    """One feature of the examples of a split; the others, big ones perhaps, are not decoded.
+    """One feature of the examples of a split; the other features are not decoded.
 
     Args:
-      builder: of the data set.
-      split: as tfds calls it.
-      feature: its name.
-      decoder: in place of the feature's own.
+      builder: builder of the data set.
+      split: name of the split in tfds.
+      feature: name of the feature.
+      decoder: decoder in place of the feature's own.
     """
 
     def __init__(self, builder: Any, split: str, feature: str, decoder: Any = None):
         import tensorflow_datasets as tfds
 
         self._name, self._decoders = feature, {feature: decoder} if decoder else None
-        self._features = tfds.features.FeaturesDict({feature: builder.info.features[feature]})
+        self._features: Any = tfds.features.FeaturesDict({feature: builder.info.features[feature]})
         self._source = _data_source(
             builder, split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
@@ -110,48 +112,48 @@ class _Records:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, places: Sequence[int]) -> list[Any]:
+    def read(self, indices: Sequence[int]) -> list[Any]:
         decode, options = self._features.deserialize_example_np, {"decoders": self._decoders}
-        raw = self._source.__getitems__(places)
-        values = [decode(record, **options)[self._name] for record in raw]
-        if any(value is None for value in values):  # what is left of a file that was cut
-            raise ValueError(f"there is no {self._name} in a record of {places}")
+        records = self._source.__getitems__(indices)
+        values = [decode(record, **options)[self._name] for record in records]
+        if any(value is None for value in values):  # the file was truncated
+            raise ValueError(f"there is no {self._name} in a record of {indices}")
         return values
 
 
 def _open(name: str, data_dir: str) -> tuple[Any, dict[str, str]]:
-    """The builder of a data set of classified images, and which splits are our train and test."""
+    """The builder of a data set, and the names in tfds of our splits "train" and "test"."""
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+    except ValueError as error:  # unknown, or not a name at all
         known = ", ".join(n for n in sources.names() if n not in ("tfds", "npz"))
         raise InputError(
-            f"config.dataset.name: must be {known}, npz:PATH or a data set known to tfds, got {name!r}"
+            f"must be {known}, npz:PATH or a data set known to tfds, got {name!r}", field="name"
         ) from error
     if not builder.is_prepared():
-        raise InputError(
-            f"config.dataset.name: {name!r} is not in {data_dir!r}; {_prepare(name, data_dir)}"
-        )
-    features = builder.info.features
+        how = _how_to_prepare(name, data_dir)
+        raise InputError(f"{name!r} is not in {data_dir!r}; {how}", field="name")
+    features: Any = builder.info.features
     if features is None or not {"image", "label"} <= set(features):
-        raise InputError(f"config.dataset.name: {name!r} has no features 'image' and 'label'")
+        raise InputError(f"{name!r} has no features 'image' and 'label'", field="name")
     splits = {"train": "train"} if "train" in builder.info.splits else {}
     for split in ("validation", "test"):
         if split in builder.info.splits:
             labels = _Records(builder, split, "label")
-            if not len(labels) or labels.read([0])[0] >= 0:  # -1: a secret, as ImageNet's are
+            if not len(labels) or labels.read([0])[0] >= 0:  # -1: withheld, as in ImageNet
                 splits["test"] = split
     if len(splits) < 2:
+        present = ", ".join(builder.info.splits)
         raise InputError(
-            f"config.dataset.name: {name!r} must have the splits train and test (or validation), "
-            f"it has {', '.join(builder.info.splits)}"
+            f"{name!r} must have the splits train and test (or validation), got {present}",
+            field="name",
         )
     return builder, splits
 
 
-def _prepare(name: str, data_dir: str) -> str:
+def _how_to_prepare(name: str, data_dir: str) -> str:
     return (
         f"prepare it with: pip install 'sdd_jax[prepare]' && tfds build {name} "
         f"--file_format=array_record --data_dir={data_dir}"
@@ -162,22 +164,23 @@ def _data_source(builder: Any, split: str, **options: Any) -> Any:
     try:
         return builder.as_data_source(split=split, **options)
     except NotImplementedError as error:  # prepared in a format without random access
+        name, folder = builder.info.name, str(builder.data_dir)
+        how = _how_to_prepare(name, folder)
         raise InputError(
-            f"config.dataset.name: {builder.info.name!r} in {str(builder.data_dir)!r} is not stored as "
-            f"array_record; {_prepare(builder.info.name, str(builder.data_dir))}"
+            f"{name!r} in {folder!r} is not stored as array_record; {how}", field="name"
         ) from error
 
 
 @contextlib.contextmanager
 def _readable(name: str, data_dir: str) -> Iterator[None]:
-    """Around what reads the prepared files, which may be gone, or not be what they were."""
+    """Converts errors of missing or damaged files to an InputError."""
     try:
         yield
     except InputError:
         raise
-    except (RuntimeError, OSError, ValueError, IndexError) as error:  # as ArrayRecord has it
+    except (RuntimeError, OSError, ValueError, IndexError) as error:  # ArrayRecord raises all four
         raise InputError(
-            f"config.dataset.name: the files of {name!r} in {data_dir!r} cannot be read: {error}"
+            f"the files of {name!r} in {data_dir!r} cannot be read: {error}", field="name"
         ) from error
 
 
@@ -194,14 +197,13 @@ def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
                 images = np.empty((len(source), *image.shape), image.dtype)
             elif image.shape != images.shape[1:]:
                 raise InputError(
-                    f"config.dataset.name: the images of {name!r} must have one size where "
-                    f"config.dataset.image_size is 0, got {images.shape[1:]} and {image.shape}"
+                    f"the images of {name!r} must have one size where image_size is 0, "
+                    f"got {images.shape[1:]} and {image.shape}",
+                    field="name",
                 )
             images[i], labels[i] = image, example["label"]
         if images is None:
-            raise InputError(
-                f"config.dataset.name: {name!r}, {source_split} must hold at least one image"
-            )
+            raise InputError(f"the split {source_split} of {name!r} is empty", field="name")
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
     return arrays, builder.info.features["label"].num_classes
 
@@ -211,18 +213,18 @@ def _read_labels(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
     arrays = {}
     for split, source_split in splits.items():
         records = _Records(builder, source_split, "label")
-        if len(records) >= MANY:
-            _logger.warning("reading %d labels of %s, this once", len(records), name)
+        if len(records) >= SLOW:
+            _logger.warning("reading %d labels of %s; later runs use a cache", len(records), name)
         labels = np.empty(len(records), np.int32)
-        for start in range(0, len(records), AT_A_TIME):
-            places = range(start, min(start + AT_A_TIME, len(records)))
-            labels[places.start : places.stop] = records.read(places)
+        for start in range(0, len(records), READ_BATCH):
+            indices = range(start, min(start + READ_BATCH, len(records)))
+            labels[indices.start : indices.stop] = records.read(indices)
         arrays[f"{split}_labels"] = labels
     return arrays, builder.info.features["label"].num_classes
 
 
 def _fingerprint(folder: pathlib.Path) -> str | None:
-    """A digest of the prepared files' names, sizes and times; None if there are none."""
+    """A digest of the names, sizes and times of the prepared files; None if there are none."""
     files = sorted(p for p in folder.rglob("*") if p.is_file()) if os.path.isdir(folder) else []
     if not files:
         return None
@@ -244,7 +246,7 @@ def _read_cache(
 
 
 def _write_cache(cache: pathlib.Path, arrays: dict[str, np.ndarray], num_classes: int) -> None:
-    """Writes beside the final place and renames: a reader sees all of it or nothing."""
+    """Writes to a temporary folder and renames it, so that readers never see part of a cache."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="partial-", dir=cache.parent) as folder:

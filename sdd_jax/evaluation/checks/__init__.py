@@ -1,32 +1,43 @@
 """Checks by name. A check is a file here that registers a frozen dataclass.
 
-Its fields are the check's options, each with a default: they appear in ``config.eval``, and two checks
-may share one. Its ``title`` heads its section of the report. ``requirement(subject)`` says why a run
-cannot have the check, or nothing; it and ``__post_init__`` raise an ``InputError`` for an unusable
-option, before anything is computed. Calling it with an :class:`sdd_jax.evaluation.Evaluation` returns
-its :class:`sdd_jax.evaluation.findings.Findings`.
+Its fields are the options of the check, each with a default and a range (see :mod:`sdd_jax.options`).
+All checks share one section of the config, so an option of the same name in two checks is one option.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from sdd_jax.evaluation.findings import Findings
+from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
+from sdd_jax.evaluation.results import CheckResult
 from sdd_jax.registry import Registry
 
-checks = Registry("sdd_jax.evaluation.checks", "--checks", options_field="config.eval")
+checks = Registry("sdd_jax.evaluation.checks", "--checks", options="eval")
 
 
+@dataclasses.dataclass(frozen=True)
 class Check:
-    """What a registered class extends."""
+    """Base class of the checks.
+
+    ``__post_init__`` raises an :class:`~sdd_jax.errors.InputError` for options that no range rules out.
+
+    Attributes:
+      title: heading of its section in the report.
+    """
 
     title: ClassVar[str]
 
-    def requirement(self, subject: Any) -> str:
-        """Why the run of this subject cannot have the check; empty if it can."""
-        del subject
+    def requirement(self, setup: EvaluationSetup) -> str:
+        """Returns the reason why a run cannot have the check; empty if it can.
+
+        Raises:
+          InputError: an option cannot be used with this run. The field is the option's name.
+        """
+        del setup
         return ""
 
-    def __call__(self, evaluation: Any) -> Findings:
-        """Looks at one run."""
+    def __call__(self, evaluator: Evaluator) -> CheckResult:
+        """Evaluates one run."""
         raise NotImplementedError
 
 
@@ -34,19 +45,17 @@ def default_options() -> dict[str, Any]:
     """``{option: default}`` of all checks."""
     options: dict[str, Any] = {}
     for name in checks.names():
-        own = checks.options(name)
-        del own["name"]
-        for option, value in own.items():
-            if options.setdefault(option, value) != value:
-                raise ValueError(f"config.eval.{option}: two checks disagree on its default")
+        for option, value in checks.options(name).items():
+            if option != "name" and options.setdefault(option, value) != value:
+                raise ValueError(f"{option}: two checks have different defaults")
     return options
 
 
-def build(name: str, options: dict[str, Any]) -> Check:
-    """The check, with those of the options that are its own.
+def build(name: str, options: Mapping[str, Any]) -> Check:
+    """Builds a check with its own share of the options of all checks.
 
     Raises:
-      InputError: an unknown check, or an option that it cannot use.
+      InputError: an unknown check, or an option of another type or outside its range.
     """
     own = {key: options[key] for key in checks.options(name) if key in options}
-    return checks.build({"name": name} | own)
+    return checks.build(own | {"name": name})

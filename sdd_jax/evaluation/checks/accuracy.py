@@ -1,23 +1,24 @@
-"""Accuracy and proper scores."""
+"""Accuracy and proper scores on clean images."""
 
 import dataclasses
 from typing import ClassVar
 
 from sdd_jax.evaluation.checks import Check, checks
-from sdd_jax.evaluation.findings import Findings, Headline
+from sdd_jax.evaluation.evaluator import Evaluator
+from sdd_jax.evaluation.results import CheckResult, Headline
 
 
 @checks.register("accuracy")
 @dataclasses.dataclass(frozen=True)
 class Accuracy(Check):
-    """Accuracy, top-5 accuracy (of more than five classes), NLL, Brier score and ECE."""
+    """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE."""
 
     title: ClassVar[str] = "Accuracy"
 
-    def __call__(self, evaluation) -> Findings:
-        """The figures of the clean images."""
-        return Findings(
-            evaluation.summary(),
+    def __call__(self, evaluator: Evaluator) -> CheckResult:
+        """Evaluates the clean images."""
+        return CheckResult(
+            evaluator.summary(),
             headline=(
                 Headline("accuracy", "accuracy, %", 100),
                 Headline("nll", "NLL, nats", 1, 3, higher_is_better=False),

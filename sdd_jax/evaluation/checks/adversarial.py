@@ -1,20 +1,21 @@
-"""Accuracy under attack."""
+"""Accuracy under adversarial attacks."""
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Interval, MinLen
 
-from sdd_jax.errors import check
 from sdd_jax.evaluation import attacks, metrics
 from sdd_jax.evaluation.checks import Check, checks
-from sdd_jax.evaluation.findings import Findings, Headline, Plot
+from sdd_jax.evaluation.evaluator import Evaluator
+from sdd_jax.evaluation.results import CheckResult, Headline, Plot
 from sdd_jax.losses import cross_entropy
-from sdd_jax.training.random import keys_at, stream_key
+from sdd_jax.options import Count
+from sdd_jax.prng import keys_at, stream_key
 
-LEVELS = 255.0  # pixels of the network's input lie in [0, 255]
-BOUNDS = (0.0, LEVELS)
+BOUNDS = (0.0, 255.0)  # range of the pixels at the network's input
 
 
 @checks.register("adversarial")
@@ -23,47 +24,41 @@ class Adversarial(Check):
     """Accuracy under FGSM and PGD in pixel space, L-infinity.
 
     The attacks maximise the cross-entropy of the true label. PGD starts at a random point, takes steps
-    of ``2.5 epsilon / pgd_steps`` and hands back the point of the largest loss.
+    of ``2.5 epsilon / pgd_steps`` and returns the point with the largest loss.
 
     Attributes:
-      epsilons: in 255ths of the pixels' range; 0, no attack, is added.
-      pgd_steps: of gradient ascent.
-      max_images: how many images at most, the first of the split; 0: all.
+      epsilons: radii in 255ths of the pixels' range; 0, no attack, is added.
+      pgd_steps: number of steps of gradient ascent.
+      max_images: number of attacked images, the first of the split; 0: all.
     """
 
     title: ClassVar[str] = "Adversarial robustness"
-    epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-    pgd_steps: int = 20
-    max_images: int = 0
+    epsilons: Annotated[tuple[Annotated[float, Interval(ge=0, le=255)], ...], MinLen(1)] = (
+        1.0,
+        2.0,
+        4.0,
+        8.0,
+    )
+    pgd_steps: Annotated[int, Interval(ge=1, le=100_000)] = 20
+    max_images: Count = 0
 
-    def __post_init__(self):
-        """Checks the options."""
-        possible = len(self.epsilons) > 0 and all(0 <= e <= LEVELS for e in self.epsilons)
-        check(possible, "config.eval.epsilons", self.epsilons, "numbers in [0, 255]")
-        check(self.pgd_steps >= 1, "config.eval.pgd_steps", self.pgd_steps, "at least 1")
-        check(self.max_images >= 0, "config.eval.max_images", self.max_images, "0 or more")
-
-    def __call__(self, evaluation) -> Findings:
-        """Accuracy of each attack at each epsilon."""
-        count = self.max_images or len(evaluation.labels)
-        images, labels = evaluation.images[:count], evaluation.labels[:count]
+    def __call__(self, evaluator: Evaluator) -> CheckResult:
+        """Attacks the images with every epsilon."""
+        count = self.max_images or len(evaluator.labels)
+        images, labels = evaluator.images[:count], evaluator.labels[:count]
         epsilons = sorted({0.0, *map(float, self.epsilons)})
-        curves = {
-            name: {
-                epsilon: metrics.top_k_accuracy(
-                    metrics.log_softmax(
-                        attack(evaluation, images, labels, epsilon)
-                        if epsilon
-                        else evaluation.logits[:count]
-                    ),
-                    labels,
+        curves: dict[str, dict[float, float]] = {"fgsm": {}, "pgd": {}}
+        for name, attack in (("fgsm", self._fgsm_logits), ("pgd", self._pgd_logits)):
+            for epsilon in epsilons:
+                logits = (
+                    attack(evaluator, images, labels, epsilon)
+                    if epsilon
+                    else evaluator.logits[:count]
                 )
-                for epsilon in epsilons
-            }
-            for name, attack in (("fgsm", self._fgsm), ("pgd", self._pgd))
-        }
-        strongest = f"{epsilons[-1]:g}"
-        return Findings(
+                log_probs = metrics.log_softmax(logits)
+                curves[name][epsilon] = metrics.top_k_accuracy(log_probs, labels)
+        weakest, strongest = f"{epsilons[1 % len(epsilons)]:g}", f"{epsilons[-1]:g}"
+        return CheckResult(
             {"adversarial/images": len(labels)}
             | {
                 f"adversarial/{name}/{epsilon:g}/accuracy": accuracy
@@ -73,18 +68,19 @@ class Adversarial(Check):
             headline=[
                 Headline(
                     f"adversarial/{name}/{epsilon}/accuracy",
-                    f"{shown} accuracy at {epsilon}/255, %",
+                    f"{label} accuracy at {epsilon}/255, %",
                     100,
                 )
-                for name, shown in (("fgsm", "FGSM"), ("pgd", f"PGD-{self.pgd_steps}"))
-                for epsilon in dict.fromkeys((f"{epsilons[1 % len(epsilons)]:g}", strongest))
+                for name, label in (("fgsm", "FGSM"), ("pgd", f"PGD-{self.pgd_steps}"))
+                for epsilon in dict.fromkeys((weakest, strongest))
             ],
             plots=(
                 Plot(
                     "adversarial",
                     "Accuracy under attack",
-                    "Every pixel may change by at most epsilon: the longer the curve stays up, the more "
-                    "robust the network; the one-step attack is an upper bound of the stronger one.",
+                    "Every pixel may change by at most epsilon. The longer the curve stays up, the more "
+                    "robust the network; the accuracy under the one-step attack is an upper bound of "
+                    "that under the stronger one.",
                     partial(_draw, self.pgd_steps),
                     curves,
                 ),
@@ -92,61 +88,60 @@ class Adversarial(Check):
             notes=(f"{len(labels):,} images; the attacker knows the network and the labels.",),
         )
 
-    def _fgsm(self, evaluation, images, labels, epsilon):
-        return evaluation.map(_fgsm_logits, images, labels, scalars=(np.float32(epsilon),))
+    def _fgsm_logits(self, evaluator, images, labels, epsilon):
+        return evaluator.map(_fgsm, images, labels, scalars=(np.float32(epsilon),))
 
-    def _pgd(self, evaluation, images, labels, epsilon):
+    def _pgd_logits(self, evaluator, images, labels, epsilon):
         epsilon, step_size = np.float32(epsilon), np.float32(2.5 * epsilon / self.pgd_steps)
-        key = stream_key(evaluation.subject.config.seed, "pgd")
-        start = evaluation.compiled(_pgd_start, gather=False)
-        step = evaluation.compiled(_pgd_step, gather=False)
-        end = evaluation.compiled(_pgd_logits)
-        variables = evaluation.variables
+        key = stream_key(evaluator.setup.seed, "pgd")
+        start = evaluator.compiled(_pgd_start, gather=False)
+        step = evaluator.compiled(_pgd_step, gather=False)
+        end = evaluator.compiled(_pgd_end)
+        variables = evaluator.variables
 
         def program(images, labels, position):
-            # The loop is on the host: convolutions in one of XLA's are slow on CPU.
-            attack = start(variables, (images, labels, position), (key, epsilon))
+            # The loop runs on the host: convolutions inside XLA's loops are slow on CPU.
+            state = start(variables, (images, labels, position), (key, epsilon))
             for _ in range(self.pgd_steps):
-                attack = step(variables, (attack, images, labels), (epsilon, step_size))
-            return end(variables, (attack, labels), ())
+                state = step(variables, (state, images, labels), (epsilon, step_size))
+            return end(variables, (state, labels), ())
 
-        return evaluation.stream(program, images, labels, evaluation.position[: len(labels)])
+        return evaluator.stream(program, images, labels, evaluator.position[: len(labels)])
 
 
-def _loss(network, variables, labels):
+def _loss_fn(network, variables, labels):
     return lambda images: cross_entropy(network.logits(variables, images), labels)
 
 
-def _fgsm_logits(network, variables, images, labels, epsilon):
+def _fgsm(network, variables, images, labels, epsilon):
     images = images.astype(np.float32)
-    moved = attacks.fgsm(_loss(network, variables, labels), images, epsilon, bounds=BOUNDS)
-    return network.logits(variables, moved)
+    attacked = attacks.fgsm(_loss_fn(network, variables, labels), images, epsilon, bounds=BOUNDS)
+    return network.logits(variables, attacked)
 
 
 def _pgd_start(network, variables, images, labels, position, key, epsilon):
     keys = keys_at(key, position)
-    loss_fn = _loss(network, variables, labels)
+    loss_fn = _loss_fn(network, variables, labels)
     return attacks.pgd_start(loss_fn, images.astype(np.float32), keys, epsilon, bounds=BOUNDS)
 
 
-def _pgd_step(network, variables, attack, images, labels, epsilon, step_size):
-    loss_fn = _loss(network, variables, labels)
+def _pgd_step(network, variables, state, images, labels, epsilon, step_size):
+    loss_fn = _loss_fn(network, variables, labels)
     images = images.astype(np.float32)
-    return attacks.pgd_step(loss_fn, attack, images, epsilon, step_size, bounds=BOUNDS)
+    return attacks.pgd_step(loss_fn, state, images, epsilon, step_size, bounds=BOUNDS)
 
 
-def _pgd_logits(network, variables, attack, labels):
-    return network.logits(variables, attacks.pgd_end(_loss(network, variables, labels), attack))
+def _pgd_end(network, variables, state, labels):
+    return network.logits(variables, attacks.pgd_end(_loss_fn(network, variables, labels), state))
 
 
 def _draw(pgd_steps, figure, runs) -> None:
     axes = figure.subplots()
     for run, (curves, style) in runs.items():
-        for name, shown, dash in (("fgsm", "FGSM", "--"), ("pgd", f"PGD-{pgd_steps}", "-")):
-            label = shown if len(runs) == 1 else f"{run}, {shown}"
-            curve = curves[name]
-            values = [100 * accuracy for accuracy in curve.values()]
-            axes.plot(list(curve), values, **(style | {"linestyle": dash}), label=label)
+        for name, label, dash in (("fgsm", "FGSM", "--"), ("pgd", f"PGD-{pgd_steps}", "-")):
+            percent = [100 * accuracy for accuracy in curves[name].values()]
+            label = label if len(runs) == 1 else f"{run}, {label}"
+            axes.plot(list(curves[name]), percent, **(style | {"linestyle": dash}), label=label)
     axes.set_xlabel("epsilon (255ths of the pixels' range)")
     axes.set_ylabel("accuracy (%)")
     axes.legend(frameon=False)

@@ -1,15 +1,16 @@
-"""Does confidence mean what it says?"""
+"""Calibration of the confidence, before and after temperature scaling."""
 
 import dataclasses
 from typing import ClassVar
 
 import numpy as np
 
-from sdd_jax.evaluation import figures, metrics
+from sdd_jax.evaluation import metrics, plots
 from sdd_jax.evaluation.checks import Check, checks
-from sdd_jax.evaluation.findings import Findings, Headline, Plot
+from sdd_jax.evaluation.evaluator import Evaluator
+from sdd_jax.evaluation.results import CheckResult, Headline, Plot
 
-SCORES = ("ece", "nll", "brier")
+COMPARED = ("ece", "nll", "brier")  # before and after temperature scaling
 
 
 @checks.register("calibration")
@@ -17,16 +18,16 @@ SCORES = ("ece", "nll", "brier")
 class Calibration(Check):
     """Calibration errors, proper scores and AURC; temperature scaling, if there is a validation split.
 
-    The temperature is fitted on the validation split and applied to the test split.
+    The temperature is fitted on the validation split and applied to the evaluated one.
     """
 
     title: ClassVar[str] = "Calibration"
 
-    def __call__(self, evaluation) -> Findings:
-        """Before and after temperature scaling."""
-        labels = evaluation.labels
-        log_probs = metrics.log_softmax(evaluation.logits)
-        values = metrics.scores(log_probs, labels, *SCORES) | {
+    def __call__(self, evaluator: Evaluator) -> CheckResult:
+        """Measures the calibration, and fits the temperature."""
+        labels = evaluator.labels
+        log_probs = metrics.log_softmax(evaluator.logits)
+        values = metrics.compute(log_probs, labels, *COMPARED) | {
             "calibration/ece_equal_mass": metrics.expected_calibration_error(
                 log_probs, labels, equal_mass=True
             ),
@@ -34,24 +35,24 @@ class Calibration(Check):
             "calibration/mce": metrics.maximum_calibration_error(log_probs, labels),
             "calibration/aurc": metrics.area_under_risk_coverage(log_probs, labels),
         }
-        curves = {"as trained": metrics.reliability(log_probs, labels)}
+        bins = {"as trained": metrics.reliability(log_probs, labels)}
         headline = [Headline("ece", "ECE, %", 100, higher_is_better=False)]
         notes = []
-        if "validation" in evaluation.subject.dataset.splits:
-            validation = dataclasses.replace(evaluation, split="validation")
+        if "validation" in evaluator.setup.dataset.splits:
+            validation = dataclasses.replace(evaluator, split="validation")
             temperature = metrics.fit_temperature(validation.logits, validation.labels)
-            scaled = metrics.log_softmax(evaluation.logits / temperature)
+            scaled = metrics.log_softmax(evaluator.logits / temperature)
             values["calibration/temperature"] = temperature
             if temperature == metrics.LOWEST_TEMPERATURE:
                 notes.append(
-                    f"The temperature is at its bound: all {len(validation.labels)} validation images "
-                    "are classified right, so that more confidence is always better."
+                    f"The temperature is at its lower bound: all {len(validation.labels)} validation "
+                    "images are classified correctly, so a higher confidence is always better."
                 )
             values |= {
                 f"calibration/scaled/{name}": value
-                for name, value in metrics.scores(scaled, labels, *SCORES).items()
+                for name, value in metrics.compute(scaled, labels, *COMPARED).items()
             }
-            curves["temperature-scaled"] = metrics.reliability(scaled, labels)
+            bins["temperature-scaled"] = metrics.reliability(scaled, labels)
             headline += [
                 Headline(
                     "calibration/scaled/ece",
@@ -62,44 +63,49 @@ class Calibration(Check):
                 Headline("calibration/temperature", "fitted temperature", higher_is_better=None),
             ]
         else:
-            notes.append("No validation split, so no temperature was fitted.")
+            notes.append("There is no validation split, so no temperature is fitted.")
         headline.append(Headline("calibration/aurc", "AURC", 1, 4, higher_is_better=False))
-        plots = (
-            Plot(
-                "reliability",
-                "Reliability",
-                "Each dot is a bin of images by confidence, its area their share: on the diagonal "
-                "confidence is what it says, below it the network is overconfident.",
-                figures.panels(_draw_reliability),
-                curves,
-                size=(4.6, 4.4),
-                panels=True,
+        return CheckResult(
+            values,
+            headline,
+            plots=(
+                Plot(
+                    "reliability",
+                    "Reliability",
+                    "Each marker is a bin of images by confidence, its area their share. On the "
+                    "diagonal, confidence equals accuracy; below it, the network is overconfident.",
+                    plots.panels(_draw_reliability),
+                    bins,
+                    size=(4.6, 4.4),
+                    panels=True,
+                ),
+                Plot(
+                    "risk_coverage",
+                    "Risk and coverage",
+                    "Error among the most confident images when the network abstains on the others. The "
+                    "lower the curve, the better confidence separates right predictions from wrong.",
+                    plots.overlay(_draw_risk),
+                    metrics.risk_coverage(log_probs, labels),
+                ),
             ),
-            Plot(
-                "risk_coverage",
-                "Risk and coverage",
-                "The error among the most confident images, the others left to a person: the lower the "
-                "curve, the better confidence tells right from wrong.",
-                figures.overlay(_draw_risk),
-                metrics.risk_coverage(log_probs, labels),
-            ),
+            notes=notes,
         )
-        return Findings(values, headline, plots, notes=notes)
 
 
-def _draw_reliability(axes, curves) -> None:
+def _draw_reliability(axes, bins) -> None:
     axes.plot([0, 100], [0, 100], color="0.6", lw=1, zorder=0)
-    for (name, bins), style in zip(curves.items(), figures.styles(), strict=False):
-        filled = bins.count > 0
-        confidence, accuracy = 100 * bins.confidence[filled], 100 * bins.accuracy[filled]
-        area = 12 + 300 * bins.count[filled] / bins.count.sum()
-        axes.plot(confidence, accuracy, color=style["color"], ls=style["linestyle"], lw=1)
+    for (name, of_name), style in zip(bins.items(), plots.styles(), strict=False):
+        filled = of_name.count > 0
+        confidence, accuracy = 100 * of_name.confidence[filled], 100 * of_name.accuracy[filled]
+        colour, marker = style["color"], style["marker"]
+        area = 12 + 300 * of_name.count[filled] / of_name.count.sum()
+        axes.plot(confidence, accuracy, color=colour, ls=style["linestyle"], lw=1)
         axes.scatter(
             confidence,
             accuracy,
             s=area,
-            color=style["color"],
-            marker=style["marker"],
+            color=colour,
+            marker=marker,
             alpha=0.75,
             lw=0,
             clip_on=False,
@@ -116,5 +122,5 @@ def _draw_risk(axes, risks, *, label, color, linestyle, **_) -> None:
     axes.plot(coverage, 100 * risks, label=label, color=color, ls=linestyle)
     axes.set(xlim=(0, 100))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("coverage: share of images answered (%)")
-    axes.set_ylabel("error among them (%)")
+    axes.set_xlabel("coverage (% of images)")
+    axes.set_ylabel("error (%)")

@@ -8,72 +8,83 @@ from typing import ClassVar
 
 import numpy as np
 
-from sdd_jax.errors import InputError, check
+from sdd_jax.errors import InputError, require
 from sdd_jax.evaluation import corruptions, metrics
+from sdd_jax.evaluation.batching import Network
 from sdd_jax.evaluation.checks import Check, checks
-from sdd_jax.evaluation.findings import Findings, Headline, Plot, Table
-from sdd_jax.evaluation.network import Network
-from sdd_jax.training.random import keys_at, stream_key
+from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
+from sdd_jax.evaluation.results import CheckResult, Headline, Plot, Table
+from sdd_jax.options import Count
+from sdd_jax.prng import keys_at, stream_key
 
-OFFICIAL_COUNT = 19
+# (name of the corruption, logits, labels), severity by severity
+CorruptedLogits = Iterator[tuple[str, np.ndarray, np.ndarray]]
+
+NUM_OFFICIAL = 19  # corruptions in the published files
+METRICS = ("accuracy", "nll", "ece")
 SEVERITIES = corruptions.SEVERITIES
-SCORES = ("accuracy", "nll", "ece")
 
 
 @checks.register("corruption")
 @dataclasses.dataclass(frozen=True)
-class Corruption(Check):
+class CorruptionRobustness(Check):
     """Accuracy, NLL and ECE on images with common corruptions, at five severities.
 
-    With ``corruption_dir``, the official CIFAR-10-C or CIFAR-100-C (Hendrycks and Dietterich,
-    `Benchmarking Neural Network Robustness <https://arxiv.org/abs/1903.12261>`_, 2019); without, those
-    of its corruptions that are simple formulas, applied to the test images. Every figure's name says
-    which.
+    With ``corruption_dir``, the images are those of the official CIFAR-10-C or CIFAR-100-C; without, the
+    test images with those of its corruptions that are formulas. The names of the metrics tell which.
 
     Attributes:
       corruption_dir: folder of ``NAME.npy`` files and ``labels.npy``.
-      max_images: how many images at most are corrupted, the first of the split; 0: all. The official
-        files are read whole.
+      max_images: number of test images to corrupt, the first of the split; 0: all. The official files
+        are used whole.
+
+    References:
+      Hendrycks and Dietterich, `Benchmarking Neural Network Robustness to Common Corruptions and
+      Perturbations <https://arxiv.org/abs/1903.12261>`_, 2019.
     """
 
     title: ClassVar[str] = "Corruptions"
     corruption_dir: str = ""
-    max_images: int = 0
+    max_images: Count = 0
 
-    def __post_init__(self):
-        """Checks the options."""
-        check(self.max_images >= 0, "config.eval.max_images", self.max_images, "0 or more")
-
-    def requirement(self, subject) -> str:
-        """Any run can have it, if the folder is what it must be."""
+    def requirement(self, setup: EvaluationSetup) -> str:
+        """Requires nothing of the run, but a folder of images of its shape."""
         if self.corruption_dir:
-            _open(self.corruption_dir, subject)
+            _open(self.corruption_dir, setup)
         return ""
 
-    def __call__(self, evaluation) -> Findings:
-        """Figures by corruption and severity, and their means."""
-        kind = "official" if self.corruption_dir else "generated"
-        found: dict[str, list[dict[str, float]]] = {}
+    def __call__(self, evaluator: Evaluator) -> CheckResult:
+        """Evaluates each corruption at each severity."""
         if self.corruption_dir:
-            produce = _official(self.corruption_dir, evaluation)
+            kind, count = "official", len(evaluator.labels)
+            corrupted = _official(self.corruption_dir, evaluator)
         else:
-            produce = _generated(evaluation, self.max_images or len(evaluation.labels))
-        for name, logits, labels in produce:
-            scores = metrics.scores(metrics.log_softmax(logits), labels, *SCORES)
-            found.setdefault(name, []).append(scores)
+            kind, count = "generated", self.max_images or len(evaluator.labels)
+            corrupted = _generated(evaluator, count)
+        results: dict[str, list[dict[str, float]]] = {}
+        num_images = 0
+        for name, logits, labels in corrupted:
+            by_severity = results.setdefault(name, [])
+            by_severity.append(metrics.compute(metrics.log_softmax(logits), labels, *METRICS))
+            num_images = len(labels)
         prefix = f"corruption/{kind}"
         values = {
             f"{prefix}/{name}/{severity}/{metric}": value
-            for name, by_severity in found.items()
-            for severity, figures in zip(SEVERITIES, by_severity, strict=True)
-            for metric, value in figures.items()
+            for name, by_severity in results.items()
+            for severity, at_severity in zip(SEVERITIES, by_severity, strict=True)
+            for metric, value in at_severity.items()
         }
-        for metric in SCORES:
+        for metric in METRICS:
             values[f"{prefix}/mean_{metric}"] = float(
-                np.mean([at[metric] for by_severity in found.values() for at in by_severity])
+                np.mean([at[metric] for by_severity in results.values() for at in by_severity])
             )
-        accuracy = {name: [f["accuracy"] for f in figures] for name, figures in found.items()}
-        return Findings(
+        accuracy = {
+            name: [at["accuracy"] for at in by_severity] for name, by_severity in results.items()
+        }
+        clean = metrics.top_k_accuracy(
+            metrics.log_softmax(evaluator.logits[:count]), evaluator.labels[:count]
+        )
+        return CheckResult(
             values,
             headline=(
                 Headline(f"{prefix}/mean_accuracy", f"accuracy, {kind} corruptions, %", 100),
@@ -85,44 +96,38 @@ class Corruption(Check):
                 Plot(
                     "corruption",
                     f"Accuracy under {kind} corruptions",
-                    "Left the mean over corruptions at each severity, 0 for clean images; right the "
-                    "mean over severities of each corruption.",
+                    "Left: mean over the corruptions at each severity; severity 0 is the clean images. "
+                    "Right: mean over the severities of each corruption.",
                     _draw,
-                    {"clean": self._clean_accuracy(evaluation), "corrupted": accuracy},
+                    (clean, accuracy),
                     size=(11, 4.6),
                 ),
             ),
             tables=(_table(kind, accuracy),),
-            notes=(_note(kind, len(found), len(labels)),),
+            notes=(_note(kind, len(results), num_images),),
         )
 
-    def _clean_accuracy(self, evaluation) -> float:
-        """Of the images that are corrupted."""
-        count = len(evaluation.labels) if self.corruption_dir else self.max_images or None
-        log_probs = metrics.log_softmax(evaluation.logits[:count])
-        return metrics.top_k_accuracy(log_probs, evaluation.labels[:count])
 
-
-def _generated(evaluation, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    shape = evaluation.images.shape[1:]
+def _generated(evaluator: Evaluator, count: int) -> CorruptedLogits:
+    shape = evaluator.setup.dataset.image_shape
     for name in corruptions.names(shape[-1]):
-        corrupt = evaluation.compiled(_corrupt, gather=False, name=name)
-        logits = evaluation.compiled(Network.logits)
+        corrupt = evaluator.compiled(_corrupt, gather=False, name=name)
+        logits = evaluator.compiled(Network.logits)
         for severity in SEVERITIES:
-            key = stream_key(evaluation.subject.config.seed, f"corruption/{name}/{severity}")
+            key = stream_key(evaluator.setup.seed, f"corruption/{name}/{severity}")
             scalars = key, corruptions.parameters(name, severity, shape)
             yield (
                 name,
-                evaluation.stream(
-                    _corrupted_logits(corrupt, logits, evaluation.variables, scalars),
-                    evaluation.images[:count],
-                    evaluation.position[:count],
+                evaluator.stream(
+                    _program(corrupt, logits, evaluator.variables, scalars),
+                    evaluator.images[:count],
+                    evaluator.position[:count],
                 ),
-                evaluation.labels[:count],
+                evaluator.labels[:count],
             )
 
 
-def _corrupted_logits(corrupt: Callable, logits: Callable, variables, scalars) -> Callable:
+def _program(corrupt: Callable, logits: Callable, variables, scalars) -> Callable:
     return lambda *shares: logits(variables, (corrupt({}, shares, scalars),), ())
 
 
@@ -130,34 +135,34 @@ def _corrupt(network, variables, images, position, key, parameters, *, name):
     return corruptions.corrupt(name, keys_at(key, position), images, parameters)
 
 
-def _official(folder, evaluation) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    files, labels = _open(folder, evaluation.subject)
+def _official(folder: str, evaluator: Evaluator) -> CorruptedLogits:
+    files, labels = _open(folder, evaluator.setup)
     count = len(labels) // len(SEVERITIES)
     for name, images in files.items():
         for i in range(len(SEVERITIES)):
             part = slice(i * count, (i + 1) * count)
-            yield name, evaluation.logits_of(images[part]), labels[part]
+            yield name, evaluator.logits_of(images[part]), labels[part]
 
 
-def _open(folder: str, subject) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The memory-mapped images by corruption, and their labels.
+def _open(folder: str, setup: EvaluationSetup) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Opens the memory-mapped images of each corruption, and their labels.
 
     Raises:
-      InputError: it is no such folder, or its images are not the run's kind.
+      InputError: files are missing, or are not images and labels of the run's data set.
     """
-    path, shape = pathlib.Path(os.path.expanduser(folder)), subject.dataset.image_shape
-    field = "config.eval.corruption_dir"
+    path, shape = pathlib.Path(os.path.expanduser(folder)), setup.dataset.image_shape
+    field = "corruption_dir"
     arrays = {}
     for file in sorted(path.glob("*.npy")):
         try:
             arrays[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{field}: {file} cannot be read: {error}") from error
+            raise InputError(f"{file} cannot be read: {error}", field=field) from error
     labels = arrays.pop("labels", None)
     if labels is None or not arrays:
-        raise InputError(f"{field}: must hold NAME.npy and labels.npy files, got {folder!r}")
-    classes = subject.dataset.num_classes
-    check(
+        raise InputError(f"must hold NAME.npy and labels.npy files, got {folder!r}", field=field)
+    classes = setup.dataset.num_classes
+    require(
         labels.ndim == 1
         and labels.dtype.kind in "iu"
         and len(labels) > 0
@@ -169,7 +174,7 @@ def _open(folder: str, subject) -> tuple[dict[str, np.ndarray], np.ndarray]:
         f"the labels of five severities, in [0, {classes})",
     )
     for name, images in arrays.items():
-        check(
+        require(
             images.dtype == np.uint8 and images.shape == (len(labels), *shape),
             f"{field}: {name}.npy",
             f"{images.dtype} {images.shape}",
@@ -181,14 +186,12 @@ def _open(folder: str, subject) -> tuple[dict[str, np.ndarray], np.ndarray]:
 def _note(kind: str, count: int, num_images: int) -> str:
     if kind == "generated":
         return (
-            f"Generated: {count} corruptions, those of CIFAR-C that are simple formulas, with its "
-            f"severities for 32x32 pixels, applied to {num_images:,} test images. Not comparable with "
-            "figures on the official files."
+            f"Generated: {count} corruptions, those of CIFAR-C that are formulas, with its severities "
+            f"for 32x32 pixels, applied to {num_images:,} test images. Not comparable with results on "
+            "the official files."
         )
-    missing = (
-        "" if count == OFFICIAL_COUNT else f" of {OFFICIAL_COUNT}: the mean is over these alone"
-    )
-    return f"Official files: {count} corruptions{missing}."
+    partial = "" if count == NUM_OFFICIAL else f" of {NUM_OFFICIAL}; the mean is over these alone"
+    return f"Official files: {count} corruptions{partial}."
 
 
 def _table(kind: str, accuracy: dict[str, list[float]]) -> Table:
@@ -204,14 +207,14 @@ def _table(kind: str, accuracy: dict[str, list[float]]) -> Table:
 
 def _draw(figure, runs) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
-    height = 0.8 / len(runs)
-    for i, (run, (data, style)) in enumerate(runs.items()):
-        means = {name: 100 * np.mean(values) for name, values in data["corrupted"].items()}
-        by_severity = np.mean(list(data["corrupted"].values()), axis=0)
-        left.plot([0, *SEVERITIES], [100 * v for v in (data["clean"], *by_severity)], **style)
-        place = np.arange(len(means)) - 0.4 + height * (i + 0.5)
-        right.barh(place, list(means.values()), height, color=style["color"], label=run)
-    right.set_yticks(range(len(means)), [name.replace("_", " ") for name in means])
+    height, names = 0.8 / len(runs), []
+    for i, (run, ((clean, accuracy), style)) in enumerate(runs.items()):
+        names = list(accuracy)
+        table = 100 * np.array(list(accuracy.values()))  # corruptions x severities
+        left.plot([0, *SEVERITIES], [100 * clean, *table.mean(axis=0)], **style)
+        bar = np.arange(len(names)) - 0.4 + height * (i + 0.5)
+        right.barh(bar, table.mean(axis=1), height, color=style["color"], label=run)
+    right.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     right.invert_yaxis()
     right.set_xlabel("accuracy (%)")
     left.set_xlabel("severity")

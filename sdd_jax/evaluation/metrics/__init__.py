@@ -1,21 +1,27 @@
-"""Metrics of predictions, in NumPy and float64, from all examples at once.
+"""Metrics of a classifier's predictions, in NumPy and float64, over all examples at once.
 
 Most functions take ``log_probs`` ``[N, K]`` (see :func:`log_softmax`) and integer ``labels`` ``[N]`` in
-[0, K); :func:`fit_temperature` takes logits, :func:`detection` and :func:`roc` one score an example.
-Other shapes, or labels outside the range, are a ValueError.
+[0, K). :func:`fit_temperature` and the out-of-distribution scores take logits ``[N, K]``;
+:func:`detection` and :func:`roc` take one score per example. Other shapes or labels raise a ValueError.
 
-What the edges give, without a warning or an exception:
+    >>> from sdd_jax.evaluation import metrics
+    >>> log_probs = metrics.log_softmax([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [3.0, 0.0]])
+    >>> metrics.compute(log_probs, [0, 1, 1, 0], "accuracy")
+    {'accuracy': 0.75}
+
+Edge cases neither raise nor warn:
 
 ============================================  ======================================================
-no examples (or none on one side)             every figure is nan
-an example of which a logit is nan or +inf,   accuracy counts it as wrong; every other figure over
-or all are -inf                               examples that include it is nan
+no examples (or none on one side)             every metric is nan
+a logit is nan or +inf, or all are -inf       accuracy counts the example as wrong; every other metric
+                                              that includes it is nan
 a logit of -inf beside finite ones            a probability of 0; NLL is inf if it is the label's
-equal probabilities                           the lower class is the prediction, as in ``argmax``
-equal confidences or scores                   no figure depends on the order of the examples
+equal probabilities                           the lowest class is the prediction, as in ``argmax``
+equal confidences or scores                   the result does not depend on the order of the examples
 ============================================  ======================================================
 """
 
+from sdd_jax.evaluation.metrics._predictions import log_softmax
 from sdd_jax.evaluation.metrics.calibration import (
     LOWEST_TEMPERATURE,
     Bins,
@@ -26,30 +32,39 @@ from sdd_jax.evaluation.metrics.calibration import (
     reliability,
 )
 from sdd_jax.evaluation.metrics.classification import (
+    METRICS,
     brier_score,
-    log_softmax,
+    compute,
     negative_log_likelihood,
     top_k_accuracy,
 )
 from sdd_jax.evaluation.metrics.detection import detection, roc
+from sdd_jax.evaluation.metrics.ood_scores import (
+    maximum_logit,
+    maximum_softmax_probability,
+    negative_energy,
+)
 from sdd_jax.evaluation.metrics.selective import area_under_risk_coverage, risk_coverage
-from sdd_jax.evaluation.metrics.summary import scores
 
 __all__ = [
     "LOWEST_TEMPERATURE",
+    "METRICS",
     "Bins",
     "area_under_risk_coverage",
     "brier_score",
     "classwise_calibration_error",
+    "compute",
     "detection",
     "expected_calibration_error",
     "fit_temperature",
     "log_softmax",
     "maximum_calibration_error",
+    "maximum_logit",
+    "maximum_softmax_probability",
+    "negative_energy",
     "negative_log_likelihood",
     "reliability",
     "risk_coverage",
     "roc",
-    "scores",
     "top_k_accuracy",
 ]

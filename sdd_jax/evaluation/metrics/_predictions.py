@@ -1,10 +1,29 @@
-"""What the metrics share: checked predictions, their top class, and means that are always defined."""
+"""Functions shared by the metrics: log-softmax, validated predictions, confidences, means over ties."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Float64 ``predictions`` ``[N, K]`` (logits or log-probabilities) and integer ``labels`` ``[N]``.
+def log_softmax(logits: ArrayLike) -> np.ndarray:
+    r"""Computes the log-probabilities of ``softmax(logits)``.
+
+    .. math:: z_c - \log \sum_j e^{z_j}
+
+    Args:
+      logits: ``[..., K]``.
+
+    Returns:
+      ``[..., K]``, float64, in nats; nan in every class of an example with a logit of nan or +inf, or
+      with all logits -inf.
+    """
+    logits = np.asarray(logits, np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        logits = logits - logits.max(axis=-1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def validated(predictions: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns float64 ``predictions`` ``[N, K]`` (logits or log-probabilities) and ``labels`` ``[N]``.
 
     Raises:
       ValueError: other shapes, or labels that are not integers in [0, K).
@@ -26,21 +45,28 @@ def checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     return predictions, labels
 
 
+def label_log_probs(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Selects each example's log-probability (or logit) of its label, ``[N]``."""
+    return np.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+
+
+def confidence_and_correctness(
+    log_probs: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the largest probability of each example, ``[N]``, and 1.0 where its class is the label.
+
+    The confidence is nan where a log-probability is nan.
+    """
+    confidence = np.exp(log_probs.max(axis=-1))
+    return confidence, (log_probs.argmax(axis=-1) == labels).astype(np.float64)
+
+
 def mean(values: np.ndarray) -> float:
-    """Mean of ``values`` ``[N]``; nan if N is 0."""
+    """Computes the mean of ``values`` ``[N]``; nan if N is 0."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 
 def mean_over_ties(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Each of ``values`` ``[N]`` replaced by the mean over all examples whose key equals its own."""
-    _, run = np.unique(keys, return_inverse=True)
-    return (np.bincount(run, values) / np.bincount(run))[run]
-
-
-def top_class(log_probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence ``[N]``, the largest probability, and ``[N]``, 1 where its class is the label, else 0.
-
-    Confidence is nan where a log-probability is.
-    """
-    confidence = np.exp(log_probs.max(axis=-1))
-    return confidence, (log_probs.argmax(axis=-1) == labels).astype(np.float64)
+    """Replaces each of ``values`` ``[N]`` by the mean over all examples with an equal key."""
+    _, group = np.unique(keys, return_inverse=True)
+    return (np.bincount(group, values) / np.bincount(group))[group]

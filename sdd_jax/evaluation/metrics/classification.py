@@ -1,53 +1,42 @@
-"""Accuracy, and scores of the whole posterior."""
+"""Accuracy, proper scoring rules, and the usual metrics by name."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from sdd_jax.evaluation.metrics._predictions import checked, mean
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    r"""Log-probabilities of ``softmax(logits)``.
-
-    .. math:: z_c - \log \sum_j e^{z_j}
-
-    Args:
-      logits: ``[..., K]``.
-
-    Returns:
-      ``[..., K]``, float64, in nats; nan in every class of an example of which a logit is nan or +inf,
-      or all are -inf.
-    """
-    logits = np.asarray(logits, np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        logits = logits - logits.max(axis=-1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+from sdd_jax.evaluation.metrics._predictions import label_log_probs, mean, validated
+from sdd_jax.evaluation.metrics.calibration import expected_calibration_error
 
 
-def top_k_accuracy(log_probs: np.ndarray, labels: np.ndarray, *, k: int = 1) -> float:
-    """Share of examples whose label is among the k most probable classes.
+def top_k_accuracy(log_probs: ArrayLike, labels: ArrayLike, *, k: int = 1) -> float:
+    """Computes the share of examples whose label is among the k most probable classes.
 
-    Of equally probable classes the lower one counts as the more probable, as in ``argmax``.
+    Among equally probable classes the lower one ranks first, as in ``argmax``.
 
     Args:
       log_probs: ``[N, K]``; an example of nan counts as wrong.
       labels: integers ``[N]`` in [0, K).
-      k: number of classes; from K on every example counts as right.
+      k: number of classes; with K or more, every example counts as right.
 
     Returns:
-      The share, in [0, 1]; nan if N is 0.
+      The accuracy, in [0, 1]; nan if N is 0.
 
     Raises:
-      ValueError: shapes or labels as the package's docstring says.
+      ValueError: other shapes, or labels outside [0, K).
+
+    Examples:
+      >>> log_probs = np.log([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]])
+      >>> top_k_accuracy(log_probs, [0, 1]), top_k_accuracy(log_probs, [0, 1], k=2)
+      (0.5, 1.0)
     """
-    log_probs, labels = checked(log_probs, labels)
-    of_label = np.take_along_axis(log_probs, labels[:, None], axis=-1)
-    before = np.arange(log_probs.shape[-1]) < labels[:, None]
-    rank = np.sum((log_probs > of_label) | ((log_probs == of_label) & before), axis=-1)
-    return mean((rank < k) & ~np.isnan(of_label[:, 0]))
+    log_probs, labels = validated(log_probs, labels)
+    label_value = label_log_probs(log_probs, labels)[:, None]
+    is_lower = np.arange(log_probs.shape[-1]) < labels[:, None]
+    rank = np.sum((log_probs > label_value) | ((log_probs == label_value) & is_lower), axis=-1)
+    return mean((rank < k) & ~np.isnan(label_value[:, 0]))
 
 
-def negative_log_likelihood(log_probs: np.ndarray, labels: np.ndarray) -> float:
-    r"""Mean negative log-probability of the label.
+def negative_log_likelihood(log_probs: ArrayLike, labels: ArrayLike) -> float:
+    r"""Computes the mean negative log-probability of the label (NLL).
 
     .. math:: -\frac{1}{N} \sum_n \log p_{n, y_n}
 
@@ -56,20 +45,27 @@ def negative_log_likelihood(log_probs: np.ndarray, labels: np.ndarray) -> float:
       labels: integers ``[N]`` in [0, K).
 
     Returns:
-      NLL in nats: inf if a label's log-probability is -inf, nan if N is 0 or an example is nan.
+      The NLL in nats; inf if a label's log-probability is -inf, nan if N is 0 or an example is nan.
 
     Raises:
-      ValueError: shapes or labels as the package's docstring says.
+      ValueError: other shapes, or labels outside [0, K).
+
+    Examples:
+      >>> round(negative_log_likelihood(np.log([[0.8, 0.2], [0.5, 0.5]]), [0, 1]), 4)
+      0.4581
     """
-    log_probs, labels = checked(log_probs, labels)
-    # from 0, so that certainty is 0.0 and not -0.0
-    return 0 - mean(np.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0])
+    log_probs, labels = validated(log_probs, labels)
+    # 0 minus the mean, so that certainty gives 0.0, not -0.0
+    return 0 - mean(label_log_probs(log_probs, labels))
 
 
-def brier_score(log_probs: np.ndarray, labels: np.ndarray) -> float:
-    r"""Mean squared distance between the posterior and the label's indicator.
+def brier_score(log_probs: ArrayLike, labels: ArrayLike) -> float:
+    r"""Computes the mean squared distance between the posterior and the one-hot label.
 
     .. math:: \frac{1}{N} \sum_n \sum_c (p_{nc} - 1[c = y_n])^2
+
+    This is Brier's definition, summed over classes. The score of the positive class alone, usual for two
+    classes, is half of it; some libraries divide by K.
 
     Args:
       log_probs: ``[N, K]``.
@@ -79,13 +75,49 @@ def brier_score(log_probs: np.ndarray, labels: np.ndarray) -> float:
       The score, in [0, 2]; nan if N is 0 or an example is nan.
 
     Raises:
-      ValueError: shapes or labels as the package's docstring says.
+      ValueError: other shapes, or labels outside [0, K).
 
     References:
       Brier, `Verification of Forecasts Expressed in Terms of Probability
       <https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2>`_, 1950.
+
+    Examples:
+      >>> round(brier_score(np.log([[0.8, 0.2], [0.5, 0.5]]), [0, 1]), 4)
+      0.29
     """
-    log_probs, labels = checked(log_probs, labels)
+    log_probs, labels = validated(log_probs, labels)
     difference = np.exp(log_probs)
     difference[np.arange(len(labels)), labels] -= 1
     return mean(np.sum(difference**2, axis=-1))
+
+
+METRICS = {
+    "accuracy": top_k_accuracy,
+    "nll": negative_log_likelihood,
+    "brier": brier_score,
+    "ece": expected_calibration_error,
+}
+
+
+def compute(log_probs: ArrayLike, labels: ArrayLike, *names: str) -> dict[str, float]:
+    """Computes several metrics by name, with their default options.
+
+    Args:
+      log_probs: ``[N, K]``.
+      labels: integers ``[N]`` in [0, K).
+      *names: keys of `METRICS`: "accuracy", "nll", "brier" or "ece" (15 bins of equal width).
+
+    Returns:
+      ``{name: value}``, in the order of ``names``.
+
+    Raises:
+      ValueError: other names or shapes, or labels outside [0, K).
+
+    Examples:
+      >>> compute(np.log([[0.75, 0.25], [0.5, 0.5]]), [0, 1], "accuracy", "ece")
+      {'accuracy': 0.5, 'ece': 0.375}
+    """
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"names must be among {', '.join(METRICS)}, got {name!r}")
+    return {name: METRICS[name](log_probs, labels) for name in names}

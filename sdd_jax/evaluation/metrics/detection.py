@@ -1,28 +1,31 @@
-"""Telling examples of the training distribution from others by a score."""
+"""Detection of out-of-distribution examples by a score."""
 
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def detection(scores_in: np.ndarray, scores_out: np.ndarray) -> dict[str, float]:
-    """How well a score separates in-distribution examples from out-of-distribution ones.
+def detection(scores_in: ArrayLike, scores_out: ArrayLike) -> dict[str, float]:
+    """Measures how well a score separates in-distribution from out-of-distribution examples.
 
-    Only the order of the scores matters; infinite ones take part in it.
+    Only the order of the scores matters; infinite scores are allowed.
 
     Args:
-      scores_in: ``[N]``, of in-distribution examples; a higher score says more in-distribution.
+      scores_in: ``[N]``, of in-distribution examples; a higher score means more in-distribution.
       scores_out: ``[M]``, of out-of-distribution examples.
 
     Returns:
-      All nan if a side is empty or a score is nan, otherwise, in [0, 1],
+      All nan if a side is empty or a score is nan; otherwise, each in [0, 1],
 
-      - ``auroc``: the chance that an in-distribution example scores higher than an out-of-distribution
-        one, a tie counting half.
-      - ``aupr_in``: average precision with in-distribution examples positive.
-      - ``aupr_out``: average precision with out-of-distribution examples positive, and scores negated.
+      - ``auroc``: probability that an in-distribution example scores higher than an out-of-distribution
+        one, ties counting half.
+      - ``aupr_in``: average precision with in-distribution examples positive. Average precision is a sum
+        over thresholds, without trapezoids.
+      - ``aupr_out``: average precision with out-of-distribution examples positive and scores negated.
       - ``fpr95``: smallest share of out-of-distribution examples accepted by a threshold that accepts at
-        least 95 % of in-distribution ones.
+        least 95 % of in-distribution ones, without interpolation. Some authors let out-of-distribution
+        examples be the positive ones, which gives another figure.
 
     Raises:
       ValueError: scores that are not one-dimensional.
@@ -32,6 +35,11 @@ def detection(scores_in: np.ndarray, scores_out: np.ndarray) -> dict[str, float]
       Neural Networks <https://arxiv.org/abs/1610.02136>`_, 2017; fpr95: Liang et al., `Enhancing the
       Reliability of Out-of-Distribution Image Detection in Neural Networks
       <https://arxiv.org/abs/1706.02690>`_, 2018.
+
+    Examples:
+      >>> result = detection([3.0, 2.0, 2.0, 0.0], [2.0, 1.0])
+      >>> result["auroc"], result["fpr95"]
+      (0.625, 1.0)
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -47,20 +55,25 @@ def detection(scores_in: np.ndarray, scores_out: np.ndarray) -> dict[str, float]
     }
 
 
-def roc(scores_in: np.ndarray, scores_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ROC curve of a score, with in-distribution examples positive.
+def roc(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the ROC curve of a score, with in-distribution examples positive.
 
     Args:
-      scores_in: ``[N]``, of in-distribution examples; a higher score says more in-distribution.
+      scores_in: ``[N]``, of in-distribution examples; a higher score means more in-distribution.
       scores_out: ``[M]``, of out-of-distribution examples.
 
     Returns:
-      ``(fpr, tpr)``, each ``[T + 1]`` for T different scores: the shares of out-of-distribution and of
-      in-distribution examples accepted, from (0, 0) to (1, 1) as the threshold falls. One nan each if a
-      side is empty or a score is nan.
+      ``(fpr, tpr)``, each ``[T + 1]`` for T different scores: the accepted shares of out-of-distribution
+      and of in-distribution examples, from (0, 0) to (1, 1) as the threshold falls. A single nan each if
+      a side is empty or a score is nan.
 
     Raises:
       ValueError: scores that are not one-dimensional.
+
+    Examples:
+      >>> fpr, tpr = roc([3.0, 2.0, 2.0, 0.0], [2.0, 1.0])
+      >>> fpr.tolist(), tpr.tolist()
+      ([0.0, 0.0, 0.5, 1.0, 1.0], [0.0, 0.25, 0.75, 0.75, 1.0])
     """
     from sklearn.metrics import roc_curve
 
@@ -71,10 +84,10 @@ def roc(scores_in: np.ndarray, scores_out: np.ndarray) -> tuple[np.ndarray, np.n
     return fpr, tpr
 
 
-def _ranked(scores_in, scores_out) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each score is in-distribution, and its rank, equal for equal ones; empty if undefined.
+def _ranked(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a mask of the in-distribution scores, and the rank of every score; empty if undefined.
 
-    Ranks, since scikit-learn refuses infinite scores.
+    Equal scores have equal ranks. Ranks are finite: scikit-learn refuses infinite scores.
     """
     scores_in, scores_out = np.asarray(scores_in, np.float64), np.asarray(scores_out, np.float64)
     if scores_in.ndim != 1 or scores_out.ndim != 1:

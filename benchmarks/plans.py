@@ -1,0 +1,131 @@
+"""Plans of :mod:`benchmarks.reproduce`: recipes to train over seeds, and the figures of their table."""
+
+import dataclasses
+from collections.abc import Mapping
+
+# Heading: name of the metric, factor, decimals.
+Figures = Mapping[str, tuple[str, float, int]]
+
+FIGURES: Figures = {
+    "validation %": ("validation/accuracy", 100, 2),
+    "accuracy %": ("eval/accuracy", 100, 2),
+    "NLL": ("eval/nll", 1, 3),
+    "ECE %": ("eval/ece", 100, 1),
+    "NLL, scaled": ("eval/calibration/scaled/nll", 1, 3),
+    "ECE %, scaled": ("eval/calibration/scaled/ece", 100, 1),
+    "AUROC %, ODIN, CIFAR-10": ("eval/ood/cifar10/odin/auroc", 100, 1),
+    "AUROC %, ODIN, MNIST": ("eval/ood/mnist/odin/auroc", 100, 1),
+    "FGSM 2/255, accuracy %": ("eval/adversarial/fgsm/2/accuracy", 100, 1),
+    "corrupted, accuracy %": ("eval/corruption/generated/mean_accuracy", 100, 1),
+}
+DISTILLATION_FIGURES: Figures = {
+    f"{name}, error %": (f"eval/distillation/{key}/error", 100, 2)
+    for name, key in {"Standard": "standard", "MC(100)": "mc", "Distilled": "distilled"}.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A recipe.
+
+    Attributes:
+      label: head of its column in the table.
+      card: recipe card with its argument.
+      published: the published figure.
+      options: further arguments of ``train.py``.
+      teacher: card of a teacher to train first.
+      is_candidate: one of several values, of which the validation split selects one.
+    """
+
+    label: str
+    card: str
+    published: str = ""
+    options: tuple[str, ...] = ()
+    teacher: str = ""
+    is_candidate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A table.
+
+    Attributes:
+      rows: recipes by the name of their result files.
+      figures: lines of the table; those that no run has are left out.
+      evaluation: arguments of ``eval.py``.
+      ood: data sets of the check ``ood``.
+      published: heading of the published figures.
+    """
+
+    rows: Mapping[str, Row]
+    figures: Figures
+    evaluation: tuple[str, ...]
+    ood: tuple[str, ...] = ()
+    published: str = ""
+
+
+CHECKS = "--checks=accuracy,calibration,ood,adversarial,corruption"
+PAPER = "configs/cifar100_resnet18.py"
+SMALL = "configs/cifar100_50_per_class.py"
+
+_CIFAR100 = {
+    "ce": ("CE", ":ce", "74.8 ± 0.3"),
+    "sd_dropout": ("SD-Dropout", "", "76.8 ± 0.3"),
+    "clean_student": ("SD-Dropout, clean student", ":clean_student", "76.8 ± 0.3"),
+    "cs_kd": ("CS-KD", ":cs_kd", "77.3 ± 0.3"),
+    "cs_kd-sd_dropout": ("CS-KD + SD-Dropout 0.1", ":cs_kd,sd_dropout", "77.1 ± 0.4"),
+    "ddgsd": ("DDGSD", ":ddgsd", "76.7 ± 0.5"),
+    "ddgsd-sd_dropout": ("DDGSD + SD-Dropout 0.1", ":ddgsd,sd_dropout", "77.2 ± 0.1"),
+    "byot": ("BYOT", ":byot", "77.0 ± 0.1"),
+    "byot-sd_dropout": ("BYOT + SD-Dropout 0.1", ":byot,sd_dropout", "77.4 ± 0.2"),
+    "dml": ("DML", ":dml", "78.9"),
+    "dml-sd_dropout": ("DML + SD-Dropout 0.1", ":dml,sd_dropout", "78.8"),
+}
+_DISTILLATION = {
+    "quick": ("CIFAR-10 Quick", "quick_cifar10.py", "18.15 / 16.78 / 17.20"),
+    "nin": ("CIFAR-10 NiN", "nin_cifar.py", "11.16 / 11.04 / 11.14"),
+    "all_conv": ("CIFAR-10 AllConv", "all_conv_cifar.py", "11.20 / 10.60 / 10.80"),
+    "nin-cifar100": ("CIFAR-100 NiN", "nin_cifar.py:cifar100", "35.28 / 35.05 / 35.20"),
+    "all_conv-cifar100": (
+        "CIFAR-100 AllConv",
+        "all_conv_cifar.py:cifar100",
+        "32.46 / 30.99 / 32.07",
+    ),
+}
+
+PLANS: dict[str, Plan] = {
+    "cifar100": Plan(
+        rows={
+            name: Row(label, PAPER + argument, published, ("--config.model.dtype=bfloat16",))
+            for name, (label, argument, published) in _CIFAR100.items()
+        },
+        figures=FIGURES,
+        evaluation=(CHECKS, "--config.eval.epsilons=(1.0, 2.0, 4.0)"),
+        ood=("cifar10", "mnist"),
+        published="accuracy in the authors' logs, %",
+    ),
+    "cifar100-50-per-class": Plan(
+        rows={"ce": Row("CE", f"{SMALL}:ce")}
+        | {
+            f"sd_dropout-{weight}": Row(
+                f"SD-Dropout, weight {weight}",
+                SMALL,
+                options=(f"--config.sd_dropout.weight={weight}",),
+                is_candidate=True,
+            )
+            for weight in ("0.02", "0.1", "1.0")
+        },
+        figures=FIGURES,
+        evaluation=(CHECKS, "--config.eval.epsilons=(2.0,)", "--config.eval.max_images=1000"),
+        ood=("cifar10", "mnist"),
+    ),
+    "distillation": Plan(
+        rows={
+            name: Row(label, f"configs/distill_{card}", published, teacher=f"configs/{card}")
+            for name, (label, card, published) in _DISTILLATION.items()
+        },
+        figures=DISTILLATION_FIGURES,
+        evaluation=("--checks=distillation",),
+        published="the paper's errors, %",
+    ),
+}

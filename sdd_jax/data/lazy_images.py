@@ -1,0 +1,139 @@
+"""Images of any size, decoded on demand."""
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from sdd_jax.errors import InputError
+
+# Training crops, as in the Inception papers and torchvision.
+AREA = (0.08, 1.0)  # fraction of the image
+RATIO = (3 / 4, 4 / 3)  # width to height
+ATTEMPTS = 10
+RESIZE = 256 / 224  # short side of a test image to the side of its crop
+THREADS = min(8, os.cpu_count() or 1)
+
+
+class LazyImages:
+    """An array uint8 ``[N, size, size, 3]`` of images that are decoded when they are read.
+
+    ``np.asarray`` gives the evaluation view of each image, see :func:`central_view`. Indexing with a
+    slice or an index vector decodes nothing.
+
+    Args:
+      images: N encoded image files, or arrays uint8 ``[H, W, C]`` with C 1 or 3.
+      size: side in pixels of the views.
+      name: name of the images in error messages.
+      index: indices in ``images`` of this array's images; by default all.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(
+        self,
+        images: Sequence[bytes | np.ndarray] | np.ndarray,
+        size: int,
+        name: str,
+        index: np.ndarray | None = None,
+    ):
+        self._images, self._size, self._name = images, size, name
+        self._index = np.arange(len(images)) if index is None else index
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(N, size, size, 3)``."""
+        return len(self), self._size, self._size, 3
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index):
+        if isinstance(index, (int, np.integer)):
+            return central_view(self._decoded(int(index)), self._size)
+        return LazyImages(self._images, self._size, self._name, self._index[index])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        views = np.empty(self.shape, np.uint8)
+        # Pillow releases the interpreter lock while it decodes and resizes.
+        with ThreadPoolExecutor(THREADS) as pool:
+            for i, view in enumerate(pool.map(self.__getitem__, range(len(self)))):
+                views[i] = view
+        return views if dtype is None else views.astype(dtype, copy=False)
+
+    def random_view(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """The training view of one image, uint8 ``[size, size, 3]``: a resized :func:`random_box`."""
+        image = self._decoded(index)
+        left, top, width, height = random_box(rng, image.width, image.height)
+        crop = image.crop((left, top, left + width, top + height))
+        return _resized(crop, (self._size, self._size))
+
+    def _decoded(self, index: int) -> Image.Image:
+        position = self._index[index]
+        try:
+            stored = self._images[position]
+            if isinstance(stored, np.ndarray):
+                image = Image.fromarray(stored[..., 0] if stored.shape[-1] == 1 else stored)
+            else:
+                image = Image.open(io.BytesIO(stored))
+            return image.convert("RGB")
+        except Exception as error:  # on damaged files, Pillow raises errors of many types
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(
+                f"{self._name}: image {position} cannot be decoded: {reason}"
+            ) from error
+
+
+def central_view(image: Image.Image, size: int) -> np.ndarray:
+    """The evaluation view: the short side resized to ``size * 256 / 224``, then the central square.
+
+    Args:
+      image: RGB image.
+      size: side of the square in pixels.
+
+    Returns:
+      uint8 ``[size, size, 3]``.
+    """
+    short, target = min(image.size), round(size * RESIZE)
+    width, height = (target if side == short else target * side // short for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return _resized(image, (width, height))[top : top + size, left : left + size]
+
+
+def random_box(rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
+    """Draws a box of random area, aspect ratio and position, as torchvision's RandomResizedCrop.
+
+    Args:
+      rng: each attempt draws the area and the logarithm of the ratio; a box that fits, also its top and
+        its left side.
+      width: width of the image in pixels.
+      height: height of the image in pixels.
+
+    Returns:
+      Left, top, width and height. If ten attempts do not fit into the image, this is the largest central
+      box of an allowed ratio.
+    """
+    low, high = (math.log(ratio) for ratio in RATIO)
+    for _ in range(ATTEMPTS):
+        area = width * height * rng.uniform(*AREA)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return int(left), int(top), w, h
+    w, h = width, height
+    if width / height < RATIO[0]:
+        h = round(width / RATIO[0])
+    elif width / height > RATIO[1]:
+        w = round(height * RATIO[1])
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, with antialiasing where it shrinks."""
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))

@@ -1,0 +1,116 @@
+"""Devices and hosts: the mapped axis, the layout of state and batches, XLA's settings.
+
+One mapped axis, ``AXIS``, spans all devices of all hosts. State is replicated. A batch is sharded in
+order: each device holds an equal share, each host supplies the shares of its own devices.
+"""
+
+import logging
+import os
+import pathlib
+import shutil
+import stat
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "batch"
+CACHE_FOLDER = ".jax_cache"
+
+_logger = logging.getLogger(__name__)
+
+
+def replicate(tree: Any) -> Any:
+    """Copies host arrays to every local device, in the layout that mapped functions use for state."""
+    copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None), out_axes=None)
+    return copy(jnp.arange(jax.local_device_count()), tree)
+
+
+def to_devices(shares: Any) -> Any:
+    """Copies host arrays ``[local devices, ...]`` to the devices, one slice each."""
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(shares, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def local_indices(batch_size: int) -> np.ndarray:
+    """Global-batch indices supplied by this host: int32 ``[local devices, B per device]``, a range.
+
+    Args:
+      batch_size: of all devices together, a multiple of their number.
+    """
+    by_device = np.arange(batch_size, dtype=np.int32).reshape(jax.device_count(), -1)
+    first = jax.process_index() * jax.local_device_count()
+    return by_device[first : first + jax.local_device_count()]
+
+
+def let_cpu_collectives_wait() -> None:
+    """Lets CPU devices wait an hour for each other in a collective; call it before JAX starts.
+
+    By default XLA aborts the process when one of several CPU devices waits 40 s for the others, which
+    happens on a busy machine. Flags that the user has set in ``XLA_FLAGS`` are left alone.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    seconds = {
+        "xla_cpu_collective_call_warn_stuck_timeout_seconds": 600,
+        "xla_cpu_collective_call_terminate_timeout_seconds": 3600,
+        "xla_cpu_collective_timeout_seconds": 3600,
+    }
+    added = [f"--{name}={value}" for name, value in seconds.items() if name not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()
+
+
+def enable_compilation_cache(workdir: str) -> None:
+    """Enables JAX's persistent compilation cache in the folder ``.jax_cache`` beside the workdir.
+
+    JAX executes what it reads from there, so the folder must belong to this user and be writable by
+    nobody else; a new one is created that way. Otherwise a warning is logged and there is no cache. If
+    the user has set ``JAX_COMPILATION_CACHE_DIR``, that folder is used as it is.
+
+    An entry that a kill or a full disk truncated would fail at every later start, and JAX never replaces
+    it. When JAX warns that an entry cannot be read or written, the folder is deleted.
+
+    Args:
+      workdir: folder of the run.
+    """
+    # JAX defines the attributes of its config when it runs.
+    cache_dir = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
+    if cache_dir is not None or not hasattr(os, "geteuid"):
+        return
+    folder = pathlib.Path(os.path.expanduser(workdir)).absolute().parent / CACHE_FOLDER
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except (OSError, ValueError):  # opening the workdir will report it, if it matters
+        return
+    if not _is_private(status):
+        _logger.warning(
+            "%s is not used: others can write to it, and compiled programs are executed unchecked",
+            folder,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addFilter(_DeleteDamagedCache(folder))
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """True for a folder, not a link, of this user's that nobody else can write to."""
+    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not others_write
+
+
+class _DeleteDamagedCache(logging.Filter):
+    """Deletes the cache, and drops the record, when JAX warns about one of its entries."""
+
+    def __init__(self, folder: pathlib.Path):
+        super().__init__()
+        self._folder = folder
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        damaged = "persistent compilation cache entry" in record.getMessage()
+        if damaged:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return not damaged

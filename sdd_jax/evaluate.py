@@ -1,0 +1,195 @@
+"""Evaluation of runs: from the checkpoints of workdirs to metrics, plots and a report."""
+
+import dataclasses
+import datetime
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from sdd_jax.config import complete
+from sdd_jax.devices import replicate
+from sdd_jax.errors import InputError, within, writing
+from sdd_jax.evaluation import EvaluationSetup, Evaluator, records
+from sdd_jax.evaluation.checks import Check, build, checks
+from sdd_jax.evaluation.plots import pictures
+from sdd_jax.evaluation.report import Report, Section
+from sdd_jax.experiment import load_setup
+from sdd_jax.runs.trained_network import TrainedNetwork, load_trained_network
+from sdd_jax.runs.workdir import read_config, write_text
+
+ALL = "all"
+
+
+def evaluate_workdir(
+    workdir: str,
+    names: Sequence[str] = ("accuracy", "calibration"),
+    *,
+    compare: Sequence[str] = (),
+    checkpoint: str = "latest",
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Evaluates a checkpoint on the test split.
+
+    Writes ``WORKDIR/eval``: the record of each check (``checks.json``), the metrics of all records
+    (``metrics.json``, null for a value that is not finite), plots and ``report.html``. The results of
+    checks that are not repeated are kept. The runs to compare with are evaluated, too, and stand beside
+    the first in its plots and report; nothing is written to their workdirs.
+
+    Args:
+      workdir: folder of the run.
+      names: names of checks; ``["all"]``: every check that one of the runs can have.
+      compare: folders of other runs on the same data set.
+      checkpoint: "latest", "best" or a step.
+      overrides: other values for fields of the runs' configs, e.g. ``{"eval.ood": ("mnist",)}``.
+
+    Returns:
+      ``{"step": ..., "eval/accuracy": ..., ...}``, the results of this evaluation of ``workdir``.
+
+    Raises:
+      InputError: no run, check or checkpoint of that name, an unusable option, a check that no run can
+        have, or data that are missing; nothing has been computed.
+      WriteError: the results cannot be written; the earlier ones are kept.
+    """
+    # ------------------------------------------------------------------------- runs and checks
+    folders = _folders([workdir, *compare])
+    run, *others = folders
+    output = folders[run] / "eval"
+    configs = {
+        name: _config(folder, overrides or {}, "--workdir" if name == run else "--compare")
+        for name, folder in folders.items()
+    }
+    setups = {name: load_setup(config) for name, config in configs.items()}
+    for name in others:
+        expected, dataset = setups[run].dataset.name, setups[name].dataset.name
+        if dataset != expected:
+            raise InputError(
+                f"must be runs on {expected}, {name} is on {dataset}", field="--compare"
+            )
+    requested = checks.names() if list(names) == [ALL] else list(dict.fromkeys(names))
+    built = {name: build(name, configs[run].eval.to_dict()) for name in requested}
+    skipped = {name: _reasons(check, setups) for name, check in built.items()}
+    for reasons in skipped.values():
+        if len(reasons) == len(setups) and list(names) != [ALL]:
+            raise InputError(reasons[run], field="--checks")
+    records.read(output)  # fails now rather than after the evaluation
+
+    # ------------------------------------------------------------------------------ evaluation
+    trained = {
+        name: load_trained_network(
+            folder,
+            setups[name].dataset,
+            checkpoint=checkpoint,
+            field="--workdir" if name == run else "--compare",
+        )
+        for name, folder in folders.items()
+    }
+    evaluators = {
+        name: Evaluator(setup, replicate(trained[name].variables)) for name, setup in setups.items()
+    }
+    results = {
+        name: {r: check(evaluators[r]) for r in setups if r not in skipped[name]}
+        for name, check in built.items()
+        if len(skipped[name]) < len(setups)
+    }
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    step = trained[run].step
+    metrics = {
+        f"eval/{name}": value
+        for by_run in results.values()
+        if run in by_run
+        for name, value in by_run[run].metrics.items()
+    }
+
+    # --------------------------------------------------------------------- records and report
+    if jax.process_index() == 0:
+        drawn = {name: pictures(by_run, folders) for name, by_run in results.items()}
+        facts = {name: _facts(configs[name], trained[name], folders[name]) for name in folders}
+        sections = {
+            name: Section(name, built[name].title, by_run, drawn[name], skipped[name])
+            for name, by_run in results.items()
+        }
+        new = {
+            name: records.record(
+                by_run.get(run),
+                drawn[name],
+                title=built[name].title,
+                step=step,
+                time=time,
+                checkpoint=checkpoint,
+                options=dataclasses.asdict(built[name]),
+                runs={other: trained[other].step for other in others if other in by_run},
+            )
+            for name, by_run in results.items()
+        }
+        with records.locked(output):
+            for name, record in records.write(output, step, new, drawn).items():
+                if name not in sections:
+                    sections[name] = _recorded_section(name, record, run, step, output)
+            report = Report(facts, [sections[name] for name in sorted(sections)])
+            write_text(output / "report.html", report.html())
+        with writing("standard output"):
+            print(Report(facts, [sections[name] for name in results]).text())
+            print(f"\nall metrics and plots: {output / 'report.html'}", flush=True)
+    return {"step": step} | metrics
+
+
+def _folders(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
+    """Folders by name: the last part of the path, or the whole path where two runs share it."""
+    folders = [pathlib.Path(os.path.expanduser(workdir)) for workdir in workdirs]
+    names = [folder.absolute().name for folder in folders]
+    by_name = {
+        name if names.count(name) == 1 else str(folder): folder
+        for name, folder in zip(names, folders, strict=True)
+    }
+    if len(by_name) < len(folders):
+        raise InputError(f"must be other runs, got {', '.join(workdirs)}", field="--compare")
+    return by_name
+
+
+def _config(folder: pathlib.Path, overrides: Mapping[str, Any], field: str) -> Any:
+    config = complete(read_config(folder, field=field))
+    config.update_from_flattened_dict(dict(overrides))
+    return complete(config)
+
+
+def _reasons(check: Check, setups: Mapping[str, EvaluationSetup]) -> dict[str, str]:
+    """``{run: reason}`` of the runs that cannot have the check."""
+    with within("config.eval"):
+        reasons = {run: check.requirement(setup) for run, setup in setups.items()}
+    return {run: reason for run, reason in reasons.items() if reason}
+
+
+def _facts(config: Any, trained: TrainedNetwork, folder: pathlib.Path) -> dict[str, str]:
+    term = config.sd_dropout
+    sd_dropout = f"weight {term.weight:g}, rate {term.rate:g}, temperature {term.temperature:g}"
+    parameters = sum(x.size for x in jax.tree.leaves(trained.variables["params"]))
+    return {
+        "workdir": str(folder),
+        "checkpoint": f"step {trained.step:,}",
+        "data": config.dataset.name,
+        "network": config.model.name,
+        "parameters": f"{parameters:,}",
+        "objective": config.objective.name,
+        "SD-Dropout": sd_dropout if term.weight else "none",
+    }
+
+
+def _recorded_section(
+    name: str, record: records.CheckRecord, run: str, step: int, folder: pathlib.Path
+) -> Section:
+    """The section of a check that this evaluation does not repeat."""
+    time = datetime.datetime.fromisoformat(record.time)
+    source = f"From an earlier evaluation: step {record.step:,}, {time:%Y-%m-%d %H:%M:%S} UTC"
+    if record.runs:
+        source += f", compared with {', '.join(record.runs)}"
+    return Section(
+        name,
+        record.title,
+        {run: record.result} if record.metrics else {},
+        record.pictures(folder),
+        source=f"{source}.",
+        step="" if record.step == step else f"step {record.step:,}",
+    )

@@ -1,0 +1,219 @@
+"""A network evaluated on one split of a data set, as the checks see it."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from sdd_jax.data import Dataset
+from sdd_jax.devices import replicate
+from sdd_jax.dropout import dropout
+from sdd_jax.evaluation import metrics
+from sdd_jax.evaluation.batching import HostArray, Network, compiled, stream
+from sdd_jax.mc_dropout import DropoutEnsemble
+from sdd_jax.prng import keys_at, stream_key
+from sdd_jax.runs.trained_network import TrainedNetwork
+
+REPORTED_SAMPLES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationSetup:
+    """The parts of a run that an evaluation needs, its checkpoint aside.
+
+    Attributes:
+      model: the network.
+      dataset: the data set it is trained and evaluated on.
+      seed: root of the randomness of dropout masks, attacks and corruptions.
+      batch_size: number of images on all devices together; rounded up to a multiple of their number.
+      load_dataset: loads another data set by name, with images of any shape.
+      load_teacher: loads the teacher of the run; None: the run has none.
+      sd_dropout_rate: mean rate of the SD-Dropout masks; 0: trained without SD-Dropout.
+    """
+
+    model: nn.Module
+    dataset: Dataset
+    seed: int
+    batch_size: int
+    load_dataset: Callable[[str], Dataset]
+    load_teacher: Callable[[], TrainedNetwork] | None = None
+    sd_dropout_rate: float = 0.0
+
+
+class EnsemblePrediction(NamedTuple):
+    """Predictions of the ensemble of the first ``num_samples`` dropout masks.
+
+    Attributes:
+      num_samples: m.
+      log_probs: logarithm of the mean probabilities, ``[N, K]``.
+      entropy: entropy of the mean probabilities in nats, ``[N]``.
+      mutual_information: mutual information between class and mask in nats, ``[N]``.
+      seconds_per_image: time of m passes, estimated from those after the first, which compiles; None for
+        m = 1.
+    """
+
+    num_samples: int
+    log_probs: np.ndarray
+    entropy: np.ndarray
+    mutual_information: np.ndarray
+    seconds_per_image: float | None
+
+
+@dataclasses.dataclass
+class Evaluator:
+    """A network, its variables and the split to evaluate it on.
+
+    Attributes:
+      setup: network, data set and options.
+      variables: parameters and batch statistics, on the devices.
+      split: "test", "validation" or "train".
+      before_batch: called before each batch; an exception it raises ends the evaluation.
+    """
+
+    setup: EvaluationSetup
+    variables: Any
+    split: str = "test"
+    before_batch: Callable[[], None] = lambda: None
+
+    @property
+    def images(self) -> HostArray:
+        """Images of the split, uint8 ``[N, H, W, C]``."""
+        return self.setup.dataset.splits[self.split].images
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the split, ``[N]``."""
+        return self.setup.dataset.splits[self.split].labels
+
+    @property
+    def position(self) -> np.ndarray:
+        """Indices of the images in the split, int32 ``[N]``, from which their randomness derives."""
+        return np.arange(len(self.labels), dtype=np.int32)
+
+    @functools.cached_property
+    def network(self) -> Network:
+        """The network with the normalisation of the data set."""
+        dataset = self.setup.dataset
+        return Network(self.setup.model, tuple(dataset.mean.tolist()), tuple(dataset.std.tolist()))
+
+    @functools.cached_property
+    def logits(self) -> np.ndarray:
+        """Logits of the split, ``[N, K]``, dropout off, batch norm in evaluation mode."""
+        return self.logits_of(self.images)
+
+    def summary(self) -> dict[str, float]:
+        """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE."""
+        log_probs, labels = metrics.log_softmax(self.logits), self.labels
+        result = metrics.compute(log_probs, labels, "accuracy")
+        if log_probs.shape[-1] > 5:
+            result["top5_accuracy"] = metrics.top_k_accuracy(log_probs, labels, k=5)
+        return result | metrics.compute(log_probs, labels, "nll", "brier", "ece")
+
+    def logits_of(self, images: HostArray) -> np.ndarray:
+        """Logits ``[N, K]`` of other uint8 images ``[N, H, W, C]``."""
+        return self.map(Network.logits, images)
+
+    def sampled_logits(self, sample: int, *, rate: float = 0.0) -> np.ndarray:
+        """Logits ``[N, K]`` under one dropout mask per image, batch norm in evaluation mode.
+
+        The mask depends on ``sample`` and the image's index alone. The backbone runs once for all
+        samples unless it has dropout inside.
+
+        Args:
+          sample: 0, 1, ...
+          rate: dropout rate on the features, in place of the network's own dropout; 0: the network's.
+        """
+        in_backbone, _ = self.setup.model.stochastic()
+        scalars = stream_key(self.setup.seed, "mc_dropout"), np.int32(sample)
+        if in_backbone and not rate:
+            return self.map(_sampled, self.images, self.position, scalars=scalars)
+        return self.map(
+            _sampled_from_features, self._features, self.position, scalars=scalars, rate=rate
+        )
+
+    def ensemble_predictions(
+        self, num_samples: int, *, rate: float = 0.0
+    ) -> Iterator[EnsemblePrediction]:
+        """Predictions of growing ensembles of dropout masks.
+
+        Args:
+          num_samples: number of masks of the last ensemble, at least 1.
+          rate: as in :meth:`sampled_logits`.
+
+        Yields:
+          The predictions of the first m masks, for the m of ``REPORTED_SAMPLES`` up to ``num_samples``
+          and for ``num_samples``.
+        """
+        ensemble, seconds = None, 0.0
+        for m in range(1, num_samples + 1):
+            start = time.perf_counter()
+            logits = self.sampled_logits(m - 1, rate=rate)
+            seconds += time.perf_counter() - start if m > 1 else 0.0
+            logits = logits.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # infinite logits give nan, as in the metrics
+                ensemble = DropoutEnsemble.of(logits) if ensemble is None else ensemble.add(logits)
+            if m in REPORTED_SAMPLES or m == num_samples:
+                probs, entropy, _, mutual_information = ensemble.prediction()
+                log_probs = np.log(np.maximum(probs, np.finfo(np.float64).tiny))
+                per_image = seconds * m / (m - 1) / len(logits) if m > 1 else None
+                yield EnsemblePrediction(m, log_probs, entropy, mutual_information, per_image)
+
+    def map(
+        self, function: Callable, *arrays: HostArray, scalars: tuple = (), **static: Any
+    ) -> Any:
+        """Maps ``function(network, variables, *arrays, *scalars, **static)`` over all examples.
+
+        Args:
+          function: see :func:`sdd_jax.evaluation.batching.compiled`.
+          *arrays: host arrays ``[N, ...]``.
+          scalars: arguments that all examples share.
+          **static: constants of the compilation.
+
+        Returns:
+          The function's results, as host arrays ``[N, ...]``.
+        """
+        mapped = self.compiled(function, **static)
+        return self.stream(lambda *shares: mapped(self.variables, shares, scalars), *arrays)
+
+    def compiled(self, function: Callable, *, gather: bool = True, **static: Any) -> Callable:
+        """Compiles a function of this network, for a program of several functions."""
+        return compiled(function, self.network, gather=gather, **static)
+
+    def stream(self, program: Callable, *arrays: HostArray) -> Any:
+        """Runs a program of compiled functions over all examples, of which there is at least one."""
+        return stream(program, self._batch_size, *arrays, before_batch=self.before_batch)
+
+    def with_network(self, trained: TrainedNetwork) -> "Evaluator":
+        """The evaluator of another network on the same images."""
+        setup = dataclasses.replace(self.setup, model=trained.model)
+        return dataclasses.replace(self, setup=setup, variables=replicate(trained.variables))
+
+    @functools.cached_property
+    def _features(self) -> np.ndarray:
+        return self.map(Network.features, self.images)
+
+    @functools.cached_property
+    def _batch_size(self) -> int:
+        devices = jax.device_count()
+        largest = max(len(split) for split in self.setup.dataset.splits.values())
+        return math.ceil(min(self.setup.batch_size, largest) / devices) * devices
+
+
+def _sampled(network, variables, images, position, key, sample):
+    return network.logits(variables, images, dropout_keys=_keys(key, sample, position))
+
+
+def _sampled_from_features(network, variables, features, position, key, sample, *, rate):
+    keys = _keys(key, sample, position)
+    dropped = dropout(keys, features, rate=rate) if rate else network.drop(features, keys)
+    return network.head(variables, dropped)
+
+
+def _keys(key, sample, position):
+    return keys_at(jax.random.fold_in(key, sample), position)

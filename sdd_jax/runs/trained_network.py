@@ -1,0 +1,76 @@
+"""Trained networks, loaded from the workdirs of their runs."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from sdd_jax import models, plugins
+from sdd_jax.data import Dataset
+from sdd_jax.devices import AXIS
+from sdd_jax.errors import InputError, within
+from sdd_jax.runs.checkpoints import Checkpoints
+from sdd_jax.runs.workdir import read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedNetwork:
+    """A network with the parameters of a checkpoint.
+
+    Attributes:
+      config: the config of its run, as it was recorded.
+      model: the network.
+      step: the step of the checkpoint.
+      variables: parameters and batch statistics, as host arrays. If the run keeps an exponential moving
+        average of the parameters, that average.
+    """
+
+    config: ConfigDict
+    model: nn.Module
+    step: int
+    variables: dict[str, Any]
+
+
+def load_trained_network(
+    workdir: str | os.PathLike,
+    dataset: Dataset,
+    *,
+    checkpoint: str = "latest",
+    field: str = "--workdir",
+) -> TrainedNetwork:
+    """Loads the network of a run.
+
+    Args:
+      workdir: folder of the run.
+      dataset: the data set that the network was trained on.
+      checkpoint: "latest", "best" or a step.
+      field: the input that names the folder, for messages.
+
+    Raises:
+      InputError: there is no run, no such checkpoint, or none that can be read.
+    """
+    folder = pathlib.Path(os.path.expanduser(workdir))
+    config = read_config(folder, field=field)
+    plugins.load(config.get("imports", ()))
+    model = models.build(config.model.to_dict(), num_classes=dataset.num_classes, axis_name=AXIS)
+    with within("config.model"):
+        abstract = jax.eval_shape(
+            lambda: model.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
+        )
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        restored = checkpoints.restore_variables(
+            {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})},
+            which=checkpoint,
+        )
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise InputError(f"{folder} holds no checkpoint", field=field)
+    step, variables = restored
+    return TrainedNetwork(config, model, step, variables)

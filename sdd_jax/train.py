@@ -1,0 +1,321 @@
+"""The training program: from a config and a workdir to a trained, evaluated network."""
+
+import contextlib
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from sdd_jax import config as configs
+from sdd_jax.devices import AXIS, replicate
+from sdd_jax.errors import Failure, writing
+from sdd_jax.evaluation import Evaluator
+from sdd_jax.experiment import Experiment, load_experiment
+from sdd_jax.runs import Checkpoints, MetricsLog, open_workdir, read_metrics
+from sdd_jax.training.state import TrainState
+from sdd_jax.training.step import compile_train_call, train_step
+
+
+class NonFiniteLossError(Failure, FloatingPointError):
+    """The loss or a parameter is not finite; the message names the step."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C stopped the run after its state was saved."""
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
+    """Trains a network, or resumes the run in ``workdir``.
+
+    The rule for resuming, in order:
+
+    1. Without a checkpoint, start at step 0.
+    2. Restore the latest intact checkpoint, whatever the number of devices it was written on.
+    3. Drop the logged lines after it.
+    4. If it is the last step and is evaluated, report and return.
+
+    A resumed run ends with the same parameters, bit for bit, as an uninterrupted one.
+
+    Args:
+      config: see :func:`sdd_jax.config.default`.
+      workdir: folder of the run; created if necessary.
+
+    Returns:
+      The last evaluation, ``{"eval/accuracy": ..., ...}``.
+
+    Raises:
+      InputError: config or workdir cannot be used; nothing has been compiled.
+      NonFiniteLossError: the loss or a parameter is not finite; the last good checkpoint is kept.
+      WriteError: the run cannot write, for example on a full disk; checkpoints are kept.
+      Interrupted: SIGTERM or Ctrl-C; the state is saved.
+    """
+    experiment = load_experiment(config)
+    with open_workdir(workdir) as folder:
+        configs.record(folder, experiment.config, first_process=jax.process_index() == 0)
+        return _train(experiment, folder)
+
+
+def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
+    config, dataset, engine = experiment.config, experiment.setup.dataset, experiment.engine
+    total = experiment.total_steps
+
+    # ------------------------------------------------------------------- state, new or resumed
+    checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
+    restored = checkpoints.restore(experiment.abstract_state)
+    start = 0 if restored is None else int(restored.step)
+    recorded = _logged_line(folder, start)
+    if start >= total and "eval/accuracy" in recorded:
+        return _finish(folder, start, recorded)
+    state = replicate(experiment.create_state() if restored is None else restored)
+    log = MetricsLog(folder, start=start, total=total, steps_per_epoch=engine.steps_per_epoch)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    log.say(
+        f"{config.model.name}, {parameters:,} parameters; {dataset.name}: {sizes} images, "
+        f"{dataset.num_classes} classes; {jax.device_count()} {jax.devices()[0].platform} device(s); "
+        + (f"resuming after step {start}" if start else f"{total} steps")
+    )
+
+    # -------------------------------------------------------------------- compiled training step
+    train_call = _compile(experiment)
+    resident, constants = replicate((engine.resident, experiment.constants()))
+
+    # ------------------------------------------------------------------------------------ loop
+    interval = _Interval(start, config.batch_size)
+    with contextlib.ExitStack() as stack:
+        for part in (engine, log, checkpoints):
+            stack.callback(part.close)
+        stop = stack.enter_context(_StopSignal())
+
+        def evaluate(step: int, values: dict[str, float]) -> bool:
+            """Adds the evaluations due at ``step`` that are missing; False if a stop came first."""
+            try:
+                for split, prefix in _evaluations(experiment, step).items():
+                    if f"{prefix}/accuracy" not in values:
+                        evaluator = Evaluator(experiment.setup, state.variables, split, stop.check)
+                        summary = evaluator.summary()
+                        _check_loss(summary["nll"], f"the loss on {split}", f"after step {step}")
+                        values |= {f"{prefix}/{name}": value for name, value in summary.items()}
+            except _StopAsked:
+                return False
+            return True
+
+        step, stopping, values = start, False, dict(recorded)
+        if start:  # the run may have stopped before the evaluations of this step
+            stopping = not evaluate(start, values)
+            if added := {name: v for name, v in values.items() if name not in recorded}:
+                log.write(start, added)
+                checkpoints.note_accuracy(start, values.get("validation/accuracy"))
+        while step < total and not stopping:
+            until = call_end(experiment, step)
+            state, metrics = train_call(state, engine.inputs(step, until), resident, constants)
+            interval.add(metrics, until - step)
+            step = until
+            stopping = stop.received()
+            saving = _due(step, experiment.checkpoint_every, total) or stopping
+            logging = step // experiment.log_every > interval.start // experiment.log_every
+            evaluating = bool(_evaluations(experiment, step))
+            if saving or logging or evaluating:
+                values = interval.finish()
+                values["train/learning_rate"] = float(np.asarray(experiment.schedule(step - 1)))
+                if saving or evaluating:
+                    _check_finite(state, step)
+                # When stopping, skip the evaluation; it runs on resume.
+                stopping = stopping or not evaluate(step, values)
+                log.write(step, values)
+                if saving or stopping:
+                    accuracy = values.get("validation/accuracy")
+                    checkpoints.save(step, state, validation_accuracy=accuracy)
+                interval.resume_clock()
+        if stopping:
+            raise Interrupted(
+                f"stopped after step {step}, which is saved; the same command resumes"
+            )
+    return _finish(folder, total, values)
+
+
+def _compile(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    step = partial(
+        train_step,
+        model=experiment.setup.model,
+        objective=experiment.objective,
+        optimizer=experiment.optimizer,
+        prepare=experiment.prepare,
+        seed=experiment.config.seed,
+        steps_per_epoch=experiment.engine.steps_per_epoch,
+        total_steps=experiment.total_steps,
+        axis_name=AXIS,
+    )
+    return compile_train_call(step, experiment.engine.gather)
+
+
+def _finish(folder: pathlib.Path, step: int, values: dict[str, float]) -> dict[str, float]:
+    """Reports the end of the run; returns its last evaluation."""
+    with writing("standard output"):
+        print(
+            f"{folder} is finished: step {step}, eval/accuracy {values['eval/accuracy']:.4f}",
+            flush=True,
+        )
+    return {name: value for name, value in values.items() if name.startswith("eval/")}
+
+
+# ----------------------------------------------------------------------------- what is due when
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step % every == 0 or step == total
+
+
+def _evaluations(experiment: Experiment, step: int) -> dict[str, str]:
+    """The splits to evaluate at a step, and the prefixes of their metrics."""
+    evaluating, saving = (
+        _due(step, every, experiment.total_steps)
+        for every in (experiment.eval_every, experiment.checkpoint_every)
+    )
+    due = {"validation": "validation", "test": "eval"} if evaluating else {}
+    due |= {"validation": "validation"} if saving else {}
+    return {split: due[split] for split in due if split in experiment.setup.dataset.splits}
+
+
+def call_end(experiment: Experiment, step: int) -> int:
+    """The step at which the call that starts at ``step`` ends.
+
+    Evaluations, checkpoints and the end bound a call. The grid of calls in between is a function of the
+    config, not of where a run resumed, so a resumed run makes the same calls as an uninterrupted one.
+    """
+    periods = (experiment.eval_every, experiment.checkpoint_every)
+    first = max(step // period * period for period in periods)
+    last = min(experiment.total_steps, *((step // period + 1) * period for period in periods))
+    grid = first + ((step - first) // experiment.steps_per_call + 1) * experiment.steps_per_call
+    return min(grid, last)
+
+
+def _logged_line(folder: pathlib.Path, step: int) -> dict[str, Any]:
+    """The log's last line of a step; empty without one."""
+    lines = [line for line in read_metrics(folder) if line["step"] == step]
+    return lines[-1] if lines else {}
+
+
+# -------------------------------------------------------------------------------- finite numbers
+
+
+def _check_finite(state: TrainState, step: int) -> None:
+    """Checks the whole state.
+
+    The loss is computed before the update, so the new parameters can be non-finite even when the loss is
+    finite.
+
+    Raises:
+      NonFiniteLossError: an array of the state is not finite.
+    """
+    for path, array in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        if not np.all(np.isfinite(array)):
+            raise NonFiniteLossError(
+                f"{jax.tree_util.keystr(path)} is not finite after step {step}; "
+                "the last good checkpoint is kept"
+            )
+
+
+def _check_loss(loss: float, name: str, when: str) -> None:
+    if not np.isfinite(loss):
+        raise NonFiniteLossError(f"{name} is {loss} {when}; the last good checkpoint is kept")
+
+
+class _Interval:
+    """Mean metrics and images per second of the steps between two lines of the log.
+
+    The clock stops during evaluation and saving, and starts after the first call, which compiles.
+    """
+
+    def __init__(self, start: int, batch_size: int):
+        self.start, self._end = start, start
+        self._batch_size = batch_size
+        self._pending: list[dict[str, jax.Array]] = []
+        self._clock = 0.0
+        self._started = False
+        self._timed_from = start
+
+    def add(self, metrics: dict[str, jax.Array], steps: int) -> None:
+        """Adds the metrics ``[steps]`` of one call."""
+        self._pending.append(metrics)
+        self._end += steps
+        if not self._started:
+            jax.block_until_ready(metrics)
+            self.resume_clock()
+
+    def finish(self) -> dict[str, float]:
+        """Returns the means since the last line, and starts the next interval.
+
+        Raises:
+          NonFiniteLossError: a loss is not finite.
+        """
+        fetched = jax.device_get(self._pending)
+        by_step = {name: np.concatenate([m[name] for m in fetched]) for name in fetched[0]}
+        elapsed = time.perf_counter() - self._clock
+        bad = np.flatnonzero(~np.isfinite(by_step["loss"]))
+        if bad.size:
+            step = self.start + bad[0] + 1
+            _check_loss(by_step["loss"][bad[0]], "the loss", f"at step {step}")
+        values = {
+            f"train/{name}": float(np.mean(v, dtype=np.float64)) for name, v in by_step.items()
+        }
+        if self._end > self._timed_from:
+            images = (self._end - self._timed_from) * self._batch_size
+            values["images_per_second"] = images / elapsed
+        self.start, self._pending = self._end, []
+        return values
+
+    def resume_clock(self) -> None:
+        """Starts the clock at the last step that was added."""
+        self._started = True
+        self._clock, self._timed_from = time.perf_counter(), self._end
+
+
+# ------------------------------------------------------------------------------------- stopping
+
+
+class _StopAsked(Exception):
+    """A stop was requested during an evaluation."""
+
+
+class _StopSignal:
+    """Notes SIGTERM and the first Ctrl-C; several processes agree on the step at which to stop."""
+
+    def __enter__(self):
+        self._received = False
+        self._asked = 0
+        self._previous = {}
+        if jax.process_count() == 1:  # otherwise JAX's own service watches for SIGTERM
+            for number in (signal.SIGTERM, signal.SIGINT):
+                try:
+                    self._previous[number] = signal.signal(number, self._note)
+                except ValueError:  # outside the main thread, the caller handles signals
+                    break
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def received(self) -> bool:
+        """True if the run should stop now; every process must call it equally often."""
+        if jax.process_count() > 1 and not self._received:
+            self._asked += 1
+            self._received = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._received
+
+    def check(self) -> None:
+        """Raises ``_StopAsked`` if the run should stop now."""
+        if self.received():
+            raise _StopAsked
+
+    def _note(self, number, frame):
+        self._received = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once

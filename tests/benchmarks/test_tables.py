@@ -1,0 +1,63 @@
+"""The README's tables: means over seeds, and equality with the committed files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import measure, tables
+
+PLAN = "cifar100-50-per-class"
+
+
+@pytest.fixture
+def write_run(tmp_path, monkeypatch):
+    """``write_run(row, seed, **figures)`` writes the result file of a run."""
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    (tmp_path / PLAN).mkdir()
+
+    def write(row, seed, *, accuracy, ece=None):
+        line = {"eval/accuracy": accuracy, "eval/nll": 2.5}
+        run = {"metrics": [line], "eval": {"eval/ece": ece, "eval/ood/mnist/odin/auroc": 0.75}}
+        path = tmp_path / PLAN / f"{row}-{seed}.json"
+        path.write_text(json.dumps({"runs": {f"{row}-{seed}": run}}))
+
+    return write
+
+
+def test_a_recipe_has_mean_and_sample_standard_deviation_over_its_own_seeds(write_run):
+    accuracies = [0.301, 0.312, 0.287]
+    for seed, accuracy in enumerate(accuracies):
+        write_run("sd_dropout-0.1", seed, accuracy=accuracy)
+    write_run("ce", 0, accuracy=0.25, ece=0.1)
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in tables.plan_table(PLAN).splitlines()
+    ]
+    assert lines[0] == ["", "CE", "SD-Dropout, weight 0.1"]
+    ce, selected = ({line[0]: line[column] for line in lines} for column in (1, 2))
+    percent = 100 * np.array(accuracies)
+    assert (ce["seeds"], selected["seeds"]) == ("1", "3")
+    assert selected["accuracy %"] == f"{percent.mean():.2f} ± {percent.std(ddof=1):.2f}"
+    assert ce["accuracy %"] == "25.00"
+    assert selected["AUROC %, ODIN, MNIST"] == "75.0 ± 0.0"
+    assert (ce["ECE %"], selected["ECE %"]) == ("10.0", "")  # null in the files
+    assert "FGSM 2/255, accuracy %" not in ce  # no run has it
+
+
+def test_a_table_replaces_the_text_between_its_marks(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "tables", lambda: {"a": "| new |", "a-b": "| other |"})
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- a -->\nold\n<!-- end -->\nafter <!-- end -->\n")
+    tables.write_tables(readme)
+    assert readme.read_text() == "before\n<!-- a -->\n| new |\n<!-- end -->\nafter <!-- end -->\n"
+
+
+def test_the_readmes_tables_are_those_of_the_committed_files(root, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_bytes((root / "README.md").read_bytes())
+    tables.write_tables(readme)
+    assert readme.read_text() == (root / "README.md").read_text()
+    unused = {"cifar100", "distillation"}  # plans without results
+    for name in tables.tables().keys() - unused:
+        assert f"<!-- {name} -->\n|" in readme.read_text()

@@ -1,0 +1,131 @@
+"""Loading: validated arrays, splits, normalisation constants."""
+
+import numpy as np
+import pytest
+
+from sdd_jax import data
+from sdd_jax.data.lazy_images import LazyImages
+from sdd_jax.errors import InputError
+from sdd_jax.options import validate
+
+LAZY = {"image_size": 14, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+
+
+def as_bytes(images):
+    return sorted(map(bytes, images))
+
+
+def black(*shape):
+    return np.zeros(shape, np.uint8)
+
+
+def test_the_validation_split_is_stratified_and_disjoint():
+    whole = data.load(name="digits")
+    cut = data.load(name="digits", validation=0.2)
+    assert (len(whole.splits), len(cut.splits)) == (2, 3)
+    train, validation = cut.splits["train"], cut.splits["validation"]
+    counts = np.bincount(whole.splits["train"].labels)
+    np.testing.assert_array_equal(np.bincount(validation.labels), np.round(0.2 * counts))
+    both = np.concatenate([train.images, validation.images])
+    assert as_bytes(both) == as_bytes(whole.splits["train"].images)
+    np.testing.assert_array_equal(cut.splits["test"].images, whole.splits["test"].images)
+
+
+def test_a_few_examples_per_class_are_the_same_with_and_without_validation():
+    few = data.load(examples_per_class=7)
+    cut = data.load(examples_per_class=7, validation=0.2)
+    train = few.splits["train"]
+    np.testing.assert_array_equal(np.bincount(train.labels), [7] * 10)
+    np.testing.assert_array_equal(cut.splits["train"].images, train.images)
+    whole = data.load(validation=0.2).splits
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(cut.splits[split].images, whole[split].images)
+    assert set(as_bytes(train.images)) <= set(as_bytes(whole["train"].images))
+
+
+def test_lazy_images_are_split_without_decoding(monkeypatch):
+    monkeypatch.setattr(LazyImages, "__array__", lambda *_: pytest.fail("decoded"))
+    splits = data.load(validation=0.2, **LAZY).splits
+    in_memory = data.load(validation=0.2).splits
+    assert splits["train"].images.shape == (len(in_memory["train"]), 14, 14, 3)
+    np.testing.assert_array_equal(splits["validation"].labels, in_memory["validation"].labels)
+    monkeypatch.undo()
+    expected = LazyImages(in_memory["validation"].images[:5], 14, "")
+    np.testing.assert_array_equal(splits["validation"].images[:5], expected)
+
+
+def test_normalisation_constants_are_those_of_the_training_images_or_of_the_options(npz):
+    dataset = data.load(name=npz())
+    pixels = dataset.splits["train"].images / 255
+    np.testing.assert_allclose(dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(dataset.std, pixels.std((0, 1, 2)), rtol=1e-5)
+    chosen = data.load(name=npz(), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+    np.testing.assert_allclose((chosen.mean, chosen.std), [[0.1, 0.2, 0.3], [1, 2, 3]])
+    half = data.load(name=npz(), std=(1.0, 2.0, 3.0))
+    np.testing.assert_array_equal((half.mean, half.std), (dataset.mean, chosen.std))
+
+
+def test_another_set_is_loaded_whole_in_the_same_image_size(npz):
+    options = {"name": "digits", "validation": 0.2, "num_classes": 12, "examples_per_class": 3}
+    for changes, shape in (({"mean": (0.5,), "std": (0.2,)}, (32, 32, 3)), (LAZY, (14, 14, 3))):
+        other = data.load_other("photos", options | changes)
+        assert (other.image_shape, other.num_classes, other.name) == (shape, 2, "photos")
+        assert [len(split) for split in other.splits.values()] == [260, 260]
+    with pytest.raises(InputError, match=r"^there is no file '/nowhere.npz'"):
+        data.load_other("npz:/nowhere.npz", options)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"train_images": black(20, 6)}, r"train images must be \[N, H, W, C\]"),
+        ({"test_images": np.zeros((7, 6, 5, 3), "f4")}, "test images must be uint8, got float32"),
+        ({"test_images": black(7, 8, 5, 3)}, r"must have one size, got \(6, 5, 3\)"),
+        ({"train_images": black(20, 6, 5, 2)}, "must be of 1 or 3 channels"),
+        ({"train_labels": np.arange(20) / 2}, r"train labels must be integers \[N\], got float64"),
+        ({"train_labels": np.arange(19) % 4}, "train labels must be 20, as the images, got 19"),
+        ({"test_labels": np.arange(7)}, r"test labels must be in \[0, 4\), got 6"),
+        ({"train_labels": np.arange(20) % 4 - 1}, r"train labels must be in \[0, 3\), got -1"),
+        ({"test_images": black(0, 6, 5, 3)}, "test images must be at least one"),
+    ],
+)
+def test_unusable_arrays_are_refused(npz, arrays, message):
+    with pytest.raises(InputError, match=message):
+        data.load(name=npz(**arrays))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation": 1e-6}, "^validation: must be a fraction that leaves images in train and"),
+        (
+            {"examples_per_class": 142},
+            "^examples_per_class: must be at most 141, the images of class",
+        ),
+        ({"num_classes": 3}, r"train labels must be in \[0, 3\), by num_classes, got 9"),
+        ({"mean": (0.1, 0.2)}, "^mean: must be empty or 1 numbers"),
+        ({"std": (0.0,)}, "^std: must be greater than 0"),
+        (LAZY | {"std": (0.2, 0.2, 1e-50)}, "^std: must be greater than 0"),
+        (LAZY | {"mean": ()}, "^mean: must be 3 numbers where image_size is set"),
+        (LAZY | {"std": (0.2,)}, "^std: must be 3 numbers where image_size is set"),
+    ],
+)
+def test_options_that_do_not_fit_the_data_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        data.load(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "allowed"),
+    [
+        ("validation", (-0.1, 1.0), r"in \[0, 1\)"),
+        ("examples_per_class", (-1,), "0 or more"),
+        ("num_classes", (-1, 2**32 - 1), r"in \[0, 10000000\]"),
+        ("image_size", (-1, 4097), r"in \[0, 4096\]"),
+        ("mean", ("0.5", (True,)), "a list of finite numbers"),
+    ],
+)
+def test_the_signature_states_the_ranges_of_a_config(option, values, allowed):
+    for value in values:
+        with pytest.raises(InputError, match=f"^{option}: must be {allowed}"):
+            validate(data.load, {option: value})

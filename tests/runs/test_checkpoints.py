@@ -1,0 +1,164 @@
+"""Checkpoints: retention, restoration, damage, and the format of version 0.1."""
+
+import zlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from sdd_jax import models
+from sdd_jax.errors import InputError
+from sdd_jax.runs import Checkpoints
+from sdd_jax.training.optimizers import optimizers
+from sdd_jax.training.state import create
+
+
+@pytest.fixture(scope="module")
+def state():
+    model = models.build({"name": "mlp", "width": 8}, num_classes=3)
+    optimizer = optimizers.build({"name": "sgd"}, schedule=lambda rate: rate)
+    return jax.device_get(create(model, optimizer, seed=0, image_shape=(4, 4, 1)))
+
+
+def at(state, step):
+    return state.replace(
+        step=np.int32(step), params=jax.tree.map(lambda x: x + np.float32(step), state.params)
+    )
+
+
+def equal(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def write(folder, state, accuracies):
+    checkpoints = Checkpoints(folder, keep=2)
+    for step, accuracy in accuracies.items():
+        checkpoints.save(step, at(state, step), validation_accuracy=accuracy)
+    checkpoints.close()
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path, state):
+    write(tmp_path, state, {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6, 5: 0.8})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "5"]
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    assert equal(checkpoints.restore(state), at(state, 5))
+    assert equal(checkpoints.restore(state, which="best"), at(state, 2))
+    assert equal(checkpoints.restore(state, which="4"), at(state, 4))
+    assert Checkpoints(tmp_path, keep=2).best_step() == 2  # remembered by the next process
+    with pytest.raises(InputError, match="--checkpoint: must be .* one of 2, 4, 5, got '3'"):
+        checkpoints.restore(state, which="3")
+
+
+def test_without_a_validation_split_only_the_latest_are_kept(tmp_path, state):
+    write(tmp_path, state, dict.fromkeys((1, 2, 3)))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+    with pytest.raises(InputError, match="best .after training with a validation split"):
+        Checkpoints(tmp_path, read_only=True).restore(state, which="best")
+
+
+def test_no_checkpoint_is_none(tmp_path, state):
+    assert Checkpoints(tmp_path).restore(state) is None
+
+
+def damage(folder, step):
+    files = [p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file()]
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_damaged_latest_checkpoint_falls_back_and_is_set_aside(tmp_path, state, caplog):
+    write(tmp_path, state, {1: 0.1, 2: 0.2, 3: 0.3})
+    damage(tmp_path, 3)
+    checkpoints = Checkpoints(tmp_path)
+    assert equal(checkpoints.restore(state), at(state, 2))
+    assert "3 is damaged" in caplog.text
+    assert (tmp_path / "damaged" / "3-0").is_dir()
+    checkpoints.save(3, at(state, 3), validation_accuracy=0.3)  # its place is free again
+    checkpoints.close()
+    assert equal(Checkpoints(tmp_path, read_only=True).restore(state), at(state, 3))
+
+
+def rewrite(folder, step, state=None, **changes):
+    """Replaces parts of a checkpoint by others that Orbax reads well."""
+    path = folder / "checkpoints"
+    with ocp.CheckpointManager(path, item_names=("state", "record")) as manager:
+        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        record = dict(record["record"]) | changes
+        if state is None:
+            raw = ocp.args.Composite(state=ocp.args.StandardRestore())
+            state = manager.restore(step, args=raw)["state"]
+        manager.delete(step)
+        items = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record)}
+        manager.save(step, args=ocp.args.Composite(**items))
+
+
+def test_arrays_that_differ_from_their_checksums_count_as_damaged(tmp_path, state):
+    write(tmp_path, state, {1: 0.1, 2: 0.2})
+    rewrite(tmp_path, 2, at(state, 7))
+    assert equal(Checkpoints(tmp_path).restore(state), at(state, 1))
+
+
+def test_a_checkpoint_of_another_network_is_not_restored(tmp_path, state):
+    write(tmp_path, state, {1: 0.1})
+    wider = jax.tree.map(lambda x: np.zeros((*x.shape, 2), x.dtype), state)
+    with pytest.raises(InputError, match="no checkpoint can be read"):
+        Checkpoints(tmp_path, read_only=True).restore(wider)
+
+
+def test_a_checkpoint_of_version_0_1_is_restored(tmp_path, state):
+    """Without an auxiliary network, its optimizer state had no level for the network's parameters."""
+    write(tmp_path, state, {3: 0.3})
+    old = state.replace(
+        opt_state=jax.tree.map(
+            lambda trace: trace["params"],
+            state.opt_state,
+            is_leaf=lambda x: isinstance(x, dict) and "params" in x,
+        )
+    )
+    fields = {name: getattr(old, name) for name in ("step", "params", "batch_stats", "opt_state")}
+    fields |= {"auxiliary": {}, "memory": {}}
+    leaves = jax.tree_util.tree_leaves_with_path(fields)
+    assert len(leaves) == len(jax.tree.leaves(state))
+    checksums = {
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(x).tobytes())
+        for path, x in leaves
+    }
+    rewrite(tmp_path, 3, fields, checksums=checksums)
+    assert equal(Checkpoints(tmp_path, read_only=True).restore(state), state)
+
+
+def test_variables_are_those_of_the_moving_average_if_there_is_one(tmp_path, state):
+    like = {"params": state.params, "batch_stats": state.batch_stats}
+    write(tmp_path, state, {1: None})
+    step, variables = Checkpoints(tmp_path, read_only=True).restore_variables(like)
+    assert step == 1
+    assert equal(variables["params"], at(state, 1).params)
+    write(tmp_path, state.replace(ema=at(state, 5).params), {2: None})
+    _, variables = Checkpoints(tmp_path, read_only=True).restore_variables(like)
+    assert equal(variables["params"], at(state, 5).params)
+
+
+def test_only_damaged_checkpoints_stop_the_run(tmp_path, state):
+    write(tmp_path, state, {1: 0.1, 2: 0.2})
+    damage(tmp_path, 1)
+    damage(tmp_path, 2)
+    with pytest.raises(InputError, match="no checkpoint can be read"):
+        Checkpoints(tmp_path).restore(state)
+    assert len(list((tmp_path / "damaged").iterdir())) == 2  # nothing is lost
+
+
+def test_evaluation_leaves_damaged_checkpoints_where_they_are(tmp_path, state):
+    write(tmp_path, state, {1: 0.1, 2: 0.2})
+    damage(tmp_path, 2)
+    assert equal(Checkpoints(tmp_path, read_only=True).restore(state), at(state, 1))
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+def test_evaluation_takes_the_newest_when_training_has_removed_what_it_was_about_to_read(
+    tmp_path, state
+):
+    write(tmp_path, state, {1: None, 2: None})
+    reader = Checkpoints(tmp_path, read_only=True)
+    write(tmp_path, state, {3: None, 4: None})  # and 1 and 2 are gone
+    assert equal(reader.restore(state), at(state, 4))

@@ -1,0 +1,94 @@
+"""The compilation cache, and XLA flags for CPU devices."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from sdd_jax.devices import CACHE_FOLDER, enable_compilation_cache, let_cpu_collectives_wait
+
+
+@pytest.fixture
+def cache_dir(monkeypatch):
+    """The folder that is set in JAX's config, without an effect on other tests."""
+    monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
+    told = {"jax_compilation_cache_dir": None}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    return lambda: told["jax_compilation_cache_dir"]
+
+
+def test_the_folder_is_beside_the_run_and_private(cache_dir, tmp_path):
+    enable_compilation_cache(str(tmp_path / "runs" / "a"))
+    folder = tmp_path / "runs" / CACHE_FOLDER
+    assert cache_dir() == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
+def test_a_folder_writable_by_others_is_not_used(cache_dir, tmp_path, caplog, mode):
+    (tmp_path / CACHE_FOLDER).mkdir()
+    (tmp_path / CACHE_FOLDER).chmod(mode)
+    with caplog.at_level(logging.WARNING):
+        enable_compilation_cache(str(tmp_path / "a"))
+    assert cache_dir() is None
+    assert f"{CACHE_FOLDER} is not used: others can write to it" in caplog.text
+
+
+def test_a_folder_of_another_user_is_not_used(cache_dir, tmp_path, monkeypatch):
+    (tmp_path / CACHE_FOLDER).mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: (tmp_path / CACHE_FOLDER).stat().st_uid + 1)
+    enable_compilation_cache(str(tmp_path / "a"))
+    assert cache_dir() is None
+
+
+def test_a_link_is_not_followed(cache_dir, tmp_path):
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / CACHE_FOLDER).symlink_to(tmp_path / "elsewhere")
+    enable_compilation_cache(str(tmp_path / "a"))
+    assert cache_dir() is None
+
+
+def test_without_a_folder_there_is_no_cache(cache_dir, tmp_path):
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file" / "a", "a\0/b/c", "\ud800/b/c"):
+        enable_compilation_cache(str(workdir))
+        assert cache_dir() is None
+
+
+@pytest.mark.slow
+def test_the_second_start_uses_the_cache_and_a_damaged_one_is_deleted(root, tmp_path):
+    given = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+
+    def train(name):
+        arguments = (f"--workdir={tmp_path / name}", "--config.duration=2 steps")
+        command = [sys.executable, str(root / "train.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)
+        assert done.returncode == 0, done.stderr
+        compiled = {path: path.stat().st_mtime_ns for path in (tmp_path / CACHE_FOLDER).glob("*")}
+        return done.stdout.rpartition(" is finished: ")[2], done.stderr, compiled
+
+    first, second = train("first"), train("second")
+    assert first[2]
+    assert second == first
+    assert first[1] == ""
+    for path in first[2]:
+        path.write_bytes(path.read_bytes()[:100])
+    cut_off, after = train("cut_off"), train("after")
+    assert cut_off == (first[0], "", {})  # compiled again, and the damaged cache is gone
+    assert after[:2] == first[:2]
+    assert after[2].keys() == first[2].keys()
+
+
+def test_collectives_of_cpu_devices_wait_and_the_users_flags_stay(monkeypatch):
+    name = "xla_cpu_collective_call_terminate_timeout_seconds"
+    for flags in ("", f"--xla_dump_to=x --{name}=7"):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        let_cpu_collectives_wait()
+        result = os.environ["XLA_FLAGS"]
+        assert result.startswith(flags)
+        assert result.count(name) == 1
+        let_cpu_collectives_wait()
+        assert os.environ["XLA_FLAGS"] == result

@@ -1,0 +1,83 @@
+"""Plugins: a user's own file registers entries, and the run records it."""
+
+import json
+
+import pytest
+
+from sdd_jax.errors import InputError
+from sdd_jax.evaluate import evaluate_workdir
+from sdd_jax.train import train_and_evaluate
+
+SOURCE = """
+import flax.linen as nn
+import jax.numpy as jnp
+from sdd_jax import losses
+from sdd_jax.models import Classifier, models
+from sdd_jax.objectives import Objective, Output, Term, objectives
+
+
+@objectives.register("focal_in_test")
+def focal(*, gamma: float = 2.0) -> Objective:
+    def loss(forward, batch, keys):
+        view = forward(batch.views[0])
+        ce = losses.cross_entropy(view.logits, batch.labels)
+        return Output(view, {"focal": Term((1 - jnp.exp(-ce)) ** gamma * ce)}, view.batch_stats)
+
+    return Objective(loss)
+
+
+class Backbone(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, images, *, train, dropout_keys):
+        return nn.relu(nn.Dense(self.width)(images.reshape(len(images), -1)))
+
+
+@models.register("net_in_test")
+def net(*, num_classes, width=16):
+    return Classifier(Backbone(width), num_classes)
+"""
+
+
+def test_a_users_file_trains_and_is_found_again(tmp_path, tiny_config, monkeypatch):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    tiny_config.imports = ("mine.py",)
+    tiny_config.objective = {"name": "focal_in_test", "gamma": 1.0}
+    tiny_config.model = {"name": "net_in_test", "width": 24}
+    result = train_and_evaluate(tiny_config, "run")
+    monkeypatch.chdir(tmp_path.parent)
+    again = evaluate_workdir(str(tmp_path / "run"))
+    assert again["eval/accuracy"] == result["eval/accuracy"] > 0.3
+    record = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert record["imports"] == [str(tmp_path / "mine.py")]
+    assert record["objective"] == {"name": "focal_in_test", "gamma": 1.0}
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"train/focal", "train/sd_dropout"} <= set(last)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "message"),
+    [
+        (None, "nowhere.py", "config.imports: must be Python files or modules, there is no file"),
+        (
+            None,
+            "no_such_module_here",
+            "config.imports: 'no_such_module_here' fails: ModuleNotFound",
+        ),
+        (None, "x" * 5000 + ".py", "config.imports: must be Python files or modules, there is no"),
+        (None, "~nobody-of-this-name/x.py", "config.imports: must be .*there is no file"),
+        ("1 / 0", "mine.py", "config.imports: 'mine.py' fails: ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_is_not_there_or_fails_is_refused(
+    source, name, message, tmp_path, tiny_config, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    if source:
+        (tmp_path / name).write_text(source)
+    tiny_config.imports = (name,)
+    with pytest.raises(InputError, match=message):
+        train_and_evaluate(tiny_config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,303 @@
+"""A run from start to end, interrupted and resumed."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from sdd_jax import experiment as experiments
+from sdd_jax import train
+from sdd_jax.errors import InputError
+from sdd_jax.evaluate import evaluate_workdir
+from sdd_jax.runs import Checkpoints, read_metrics
+
+
+def final_state(config, workdir):
+    like = jax.eval_shape(experiments.load_experiment(config).create_state)
+    return Checkpoints(workdir, read_only=True).restore(like)
+
+
+def lines(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    parsed = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in parsed]
+
+
+def equal(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run: config, folder, result."""
+    from sdd_jax import config as base
+    from sdd_jax.models import models
+
+    config = base.default()
+    config.augment.pad = 1
+    config.model = models.options("mlp", width=16, depth=1, dropout_rate=0.1)
+    config.optimizer.learning_rate = 0.05
+    config.batch_size = 176
+    config.duration = "4 epochs"
+    config.log_every = "4 steps"
+    config.dataset.validation = 0.015
+    config.sd_dropout.weight = 0.1
+    folder = tmp_path_factory.mktemp("run")
+    return config, folder, train.train_and_evaluate(config, str(folder))
+
+
+def test_the_workdir_holds_config_metrics_events_and_checkpoints(finished):
+    config, folder, result = finished
+    record = json.loads((folder / "config.json").read_text())
+    assert record["config"]["model"]["width"] == 16
+    assert record["config"]["model"]["dtype"] == "float32"  # options the card left out, too
+    assert {"jax", "flax", "sdd_jax", "python"} <= set(record["versions"])
+    steps = [line["step"] for line in lines(folder)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 32
+    names = set().union(*lines(folder))
+    assert {"epoch", "train/loss", "train/cross_entropy", "train/sd_dropout"} <= names
+    assert {"train/sd_dropout/agreement", "train/entropy", "train/learning_rate"} <= names
+    assert {"eval/accuracy", "eval/nll", "eval/ece", "eval/brier", "eval/top5_accuracy"} <= names
+    assert "validation/accuracy" in names
+    assert any(
+        "images_per_second" in line for line in (folder / "metrics.jsonl").read_text().splitlines()
+    )
+    assert list((folder / "tensorboard").glob("events*"))
+    assert (folder / "checkpoints" / "32").is_dir()
+    assert lines(folder)[-1]["eval/accuracy"] == result["eval/accuracy"]
+
+
+def test_eval_repeats_the_figures_of_the_last_step(finished):
+    _, folder, result = finished
+    repeated = evaluate_workdir(str(folder))
+    assert repeated | {"step": 32} | result == repeated
+    assert json.loads((folder / "eval" / "metrics.json").read_text()) == repeated
+
+
+def test_a_finished_run_says_so_and_trains_no_more(finished, monkeypatch, capsys):
+    config, folder, result = finished
+    monkeypatch.setattr(train, "compile_train_call", lambda *_: pytest.fail("compiled"))
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert train.train_and_evaluate(config, str(folder)) == {
+        **result, **{k: v for k, v in lines(folder)[-1].items() if k.startswith("eval/")}
+    }  # fmt: skip
+    assert "is finished: step 32" in capsys.readouterr().out
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_stopped_by_sigterm_resumes_to_the_same_parameters_and_log(
+    finished, tmp_path, monkeypatch
+):
+    config, folder, result = finished
+    compiled = train.compile_train_call
+
+    def stop_at(step):
+        def compile_and_stop(*arguments):
+            call = compiled(*arguments)
+
+            def stopping_call(state, *rest):
+                if int(state.step) == step:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return call(state, *rest)
+
+            return stopping_call
+
+        return compile_and_stop
+
+    for step in (2, 15, 31):  # in the middle of an epoch, at the end of one, at the very end
+        monkeypatch.setattr(train, "compile_train_call", stop_at(step))
+        with pytest.raises(train.Interrupted, match=f"after step {step + 1}, which is saved"):
+            train.train_and_evaluate(config, str(tmp_path))
+    monkeypatch.setattr(train, "compile_train_call", compiled)
+    assert train.train_and_evaluate(config, str(tmp_path)) == result
+    assert equal(final_state(config, tmp_path), final_state(config, folder))
+    evaluations = [[x for x in lines(f) if "eval/accuracy" in x] for f in (tmp_path, folder)]
+    for ours, theirs in zip(*evaluations, strict=True):
+        assert {k: v for k, v in ours.items() if k.startswith("eval/")} == {
+            k: v for k, v in theirs.items() if k.startswith("eval/")
+        }
+
+
+def test_lines_after_the_checkpoint_are_dropped_on_resume(finished, tmp_path, monkeypatch):
+    config, _, _ = finished
+    save = Checkpoints.save
+
+    def save_until_16(self, step, *arguments, **options):
+        if step > 16:  # as if the process had been killed
+            raise KeyboardInterrupt
+        save(self, step, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_until_16)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_and_evaluate(config, str(tmp_path))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 25, "epo')  # cut off in the middle
+    assert read_metrics(tmp_path)[-1]["step"] == 24
+    train.train_and_evaluate(config, str(tmp_path))
+    steps = [line["step"] for line in lines(tmp_path)]
+    assert steps == sorted(set(steps))
+
+
+def test_another_config_in_the_same_workdir_is_refused_with_the_fields(finished):
+    config, folder, _ = finished
+    other = config.copy_and_resolve_references()
+    other.sd_dropout.rate = 0.3
+    with pytest.raises(
+        InputError, match=r"another config \(config.sd_dropout.rate: 0.3 now, 0.5 there\)"
+    ):
+        train.train_and_evaluate(other, str(folder))
+    other = config.copy_and_resolve_references()
+    other.log_every = "3 steps"  # does not change what is trained
+    train.train_and_evaluate(other, str(folder))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(
+    tiny_config, tmp_path, monkeypatch
+):
+    step_fn = train.train_step
+
+    def poisoned(state, raw, constants, **options):
+        state, metrics = step_fn(state, raw, constants, **options)
+        return state, metrics | {"loss": jax.numpy.where(state.step == 14, np.nan, metrics["loss"])}
+
+    monkeypatch.setattr(train, "train_step", poisoned)
+    with pytest.raises(train.NonFiniteLossError, match="the loss is nan at step 14"):
+        train.train_and_evaluate(tiny_config, str(tmp_path))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
+
+
+@pytest.mark.parametrize("eval_every", ["8 steps", "1000 steps"])
+def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(
+    tiny_config, tmp_path, monkeypatch, eval_every
+):
+    step_fn = train.train_step
+
+    def exploding(state, raw, constants, **options):
+        state, metrics = step_fn(state, raw, constants, **options)  # whose loss is still finite
+        factor = jax.numpy.where(state.step == 16, np.inf, 1.0)
+        return state.replace(params=jax.tree.map(lambda x: x * factor, state.params)), metrics
+
+    monkeypatch.setattr(train, "train_step", exploding)
+    tiny_config.eval_every = eval_every
+    with pytest.raises(train.NonFiniteLossError, match="after step 16; the last good checkpoint"):
+        train.train_and_evaluate(tiny_config, str(tmp_path))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
+    last = read_metrics(tmp_path)[-1]
+    assert last["step"] < 16 or not any(name.startswith("eval/") for name in last)
+
+
+def test_calls_lie_on_a_grid_that_does_not_depend_on_where_a_run_resumed():
+    class Plan:
+        eval_every, checkpoint_every, total_steps, steps_per_call = 10, 15, 32, 4
+
+    ends, step = [], 0
+    while step < 32:
+        step = train.call_end(Plan, step)
+        ends.append(step)
+    assert ends == [4, 8, 10, 14, 15, 19, 20, 24, 28, 30, 32]
+    for start, end in zip([0, *ends], ends, strict=False):
+        assert train.call_end(Plan, start) == end
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dataset.name", "nope", "config.dataset.name: must be digits, .*'nope'"),
+        ("model.name", "nope", "config.model.name: must be one of .*mlp.*'nope'"),
+        ("model.dtype", "float8", "config.model.dtype: must be one of float32, bfloat16"),
+        ("model.width", 0, "config.model.width: must be at least 1, got 0"),
+        ("model.dropout_rate", 1.0, r"config.model.dropout_rate: must be in \[0, 1\)"),
+        ("objective.name", "nope", "config.objective.name: must be one of byot"),
+        ("schedule.name", "nope", "config.schedule.name: must be one of cosine, step"),
+        ("engine.name", "nope", "config.engine.name: must be one of resident"),
+        ("sd_dropout.rate", 1.0, r"config.sd_dropout.rate: must be in \[0, 1\), got 1.0"),
+        ("sd_dropout.random_rate", (0.5, 0.3), "config.sd_dropout.random_rate: must be empty or"),
+        ("sd_dropout.temperature", 0.0, "config.sd_dropout.temperature: must be greater than 0"),
+        ("sd_dropout.weight", -0.1, "config.sd_dropout.weight: must be 0 or more, got -0.1"),
+        (
+            "sd_dropout.num_samples",
+            1,
+            r"config.sd_dropout.num_samples: must be in \[2, 1000\], got 1",
+        ),
+        ("sd_dropout.gradient", "up", "config.sd_dropout.gradient: must be one of both, forward"),
+        ("batch_size", 10, "config.batch_size: must be a multiple of the 4 devices, got 10"),
+        (
+            "batch_size",
+            2000,
+            "config.batch_size: must be at most 1437, the number of training images",
+        ),
+        ("batch_size", 0, "config.batch_size: must be at least 1, got 0"),
+        ("duration", "3", "config.duration: must be 'N steps' or 'N epochs', got '3'"),
+        ("eval_every", "0 steps", "config.eval_every: must be at least 1 step"),
+        ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate: must be greater than 0"),
+        ("optimizer.momentum", 1.0, r"config.optimizer.momentum: must be in \[0, 1\)"),
+        ("optimizer.weight_decay", -1.0, "config.optimizer.weight_decay: must be 0 or more"),
+        ("augment.pad", -1, "config.augment.pad: must be 0 or more, got -1"),
+        ("augment.pad", 8, "config.augment.pad: must be .* less than the images' 8x8 pixels"),
+        ("steps_per_call", -1, r"config.steps_per_call: must be in \[0, 100000\]"),
+        ("keep_checkpoints", 0, "config.keep_checkpoints: must be at least 1"),
+        ("eval.batch_size", 0, "config.eval.batch_size: must be at least 1"),
+        ("seed", -1, "config.seed: must be 0 or more"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_compiled_or_written(
+    tiny_config, tmp_path, field, value, message, monkeypatch
+):
+    monkeypatch.setattr(jax, "jit", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(jax, "pmap", lambda *_, **__: pytest.fail("compiled"))
+    section, _, key = field.rpartition(".")
+    (tiny_config[section] if section else tiny_config)[key] = value
+    workdir = tmp_path / "run"
+    with pytest.raises(InputError, match=message) as error:
+        train.train_and_evaluate(tiny_config, str(workdir))
+    assert "\n" not in str(error.value)
+    assert not workdir.exists()
+
+
+def test_exclusive_masks_that_do_not_fit_are_refused(tiny_config, tmp_path):
+    tiny_config.sd_dropout.exclusive = True
+    tiny_config.sd_dropout.rate = 0.4
+    with pytest.raises(
+        InputError, match="config.sd_dropout.exclusive: must be False, or num_samples"
+    ):
+        train.train_and_evaluate(tiny_config, str(tmp_path))
+
+
+def test_images_too_small_for_the_network_are_refused(tiny_config, tmp_path):
+    from sdd_jax.models import models
+
+    tiny_config.model = models.options("lenet")
+    with pytest.raises(
+        InputError, match="config.model: images must be 16x16 pixels or more for lenet, got 8x8"
+    ):
+        train.train_and_evaluate(tiny_config, str(tmp_path))
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match="--workdir: must be writable"):
+        train.train_and_evaluate(tiny_config, str(file / "run"))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000])
+def test_a_workdir_that_no_folder_can_be_called_is_refused(tiny_config, tmp_path, name):
+    with pytest.raises(InputError, match="--workdir: must be writable"):
+        train.train_and_evaluate(tiny_config, str(tmp_path / name))
+
+
+def test_evaluating_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="--workdir: must hold a run"):
+        evaluate_workdir(str(tmp_path))
+
+
+def test_an_unknown_check_is_refused(finished):
+    with pytest.raises(
+        InputError, match="--checks: must be one of accuracy, adversarial, .*got 'nope'"
+    ):
+        evaluate_workdir(str(finished[1]), ["nope"])
