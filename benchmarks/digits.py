@@ -1,6 +1,6 @@
 """Trains and evaluates the embedded digits, and writes the result files and tables of the README.
 
-    python -m benchmarks.digits [--only digits --machine TEXT]
+    python -m benchmarks.digits [--only digits]
 
 This takes a few minutes. All runs are new, in a temporary folder, and on one CPU device, so the figures
 are a function of the code and of the processor.
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 import tempfile
@@ -105,13 +106,20 @@ def _call(script: str, *args: str) -> None:
     )
 
 
+def processor() -> str:
+    """Name of the CPU, as far as the system tells it."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def main() -> None:
     """Makes all runs, and writes the result files and the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=STUDIES, help="one of the result files; default all")
-    parser.add_argument("--machine", help="description of the machine")
     args = parser.parse_args()
-    machine = args.machine or f"{measure.cores()} CPU cores"
+    machine = f"{measure.cores()} CPU cores ({processor()})"
     for name in [args.only] if args.only else STUDIES:
         study = STUDIES[name]
         with tempfile.TemporaryDirectory() as folder:

@@ -23,11 +23,11 @@ def losses(chunk_size: int) -> dict[str, dict[str, Callable]]:
 
     def plain_sd_dropout(parameters, key, labels):
         features, kernel, bias = parameters
-        return sdd_jax.sd_dropout_loss(features, lambda f: f @ kernel + bias, key)
+        return sdd_jax.sd_dropout_loss(features, lambda f: f @ kernel + bias[None], key)
 
     def plain_cross_entropy(parameters, key, labels):
         features, kernel, bias = parameters
-        return sdd_jax.cross_entropy(features @ kernel + bias, labels)
+        return sdd_jax.cross_entropy(features @ kernel + bias[None], labels)
 
     def chunked_sd_dropout(parameters, key, labels):
         return sdd_jax.linear_sd_dropout_loss(*parameters, key, chunk_size=chunk_size)

@@ -107,7 +107,7 @@ def _data_set(name: str, data_dir: str) -> str:
 
 
 def _evaluation_args(plan: Plan, data_dir: str) -> list[str]:
-    ood = ",".join(_data_set(name, data_dir) for name in plan.ood)
+    ood = tuple(_data_set(name, data_dir) for name in plan.ood)
     return [*plan.evaluation, *([f"--config.eval.ood={ood}"] if ood else [])]
 
 

@@ -1,7 +1,7 @@
-"""CIFAR-100 with 50 training images of each class, ResNet-18 at width 16: small enough for one core.
+"""CIFAR-100 with 50 training images per class, ResNet-18 at width 16: small enough for one core.
 
-Not a setting of the paper: its recipe shrunk, to compare weights and objectives where no accelerator is
-at hand. A tenth of the training images, none of the 50, is for choosing between them.
+The paper's recipe, shrunk to compare weights and objectives without an accelerator. A tenth of the
+training images, none of which is among the 50, is held out to choose between them.
 
 Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.05642)
 Command   python train.py --config=configs/cifar100_50_per_class.py --config.sd_dropout.weight=0.1

@@ -1,6 +1,6 @@
-"""SD-Dropout on scikit-learn's handwritten digits: the first run, nothing to download.
+"""SD-Dropout on scikit-learn's handwritten digits: a first run without a download.
 
-Paper     the loss of Lee et al. 2022 (arXiv 2208.05642); the data set is ours, for trying things out
+Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.05642); other data
 Command   python train.py
 Variants  --config=configs/digits.py:ce (cross-entropy alone)
 """

@@ -1,6 +1,6 @@
-"""Dropout Distillation on scikit-learn's handwritten digits: teacher and student, nothing to download.
+"""Dropout Distillation on scikit-learn's handwritten digits: teacher and student, without a download.
 
-Paper     the method of Rota Bulo et al. 2016 (PMLR 48:99-107); the data set is ours, for trying it out
+Paper     Rota Bulo et al. 2016, Dropout Distillation (PMLR 48:99-107); other data
 Command   python train.py --config=configs/distill_digits.py:teacher
           python train.py --config=configs/distill_digits.py
           python eval.py --workdir=runs/distill_digits --checks=distillation

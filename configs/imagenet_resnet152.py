@@ -1,8 +1,9 @@
 """ImageNet, ResNet-152 at 224 pixels: the recipe of the SD-Dropout paper.
 
 Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.05642)
-Data      tfds build imagenet2012 --file_format=array_record --data_dir=DIR (its page says which archives
-          go where); the 50,000 validation images are the test set, the official one has no labels
+Data      tfds build imagenet2012 --file_format=array_record --data_dir=DIR (its page lists the
+          archives to download first); the 50,000 validation images are the test set, since the official
+          test set has no labels
 Command   python train.py --config=configs/imagenet_resnet152.py --config.dataset.data_dir=DIR
           --config.model.dtype=bfloat16 --config.engine.processes=true --config.engine.workers=N
 Variants  :ce (cross-entropy alone), :METHOD as for CIFAR-100; ,runlocal (width 16, 64 pixels, 1 epoch),

@@ -1,7 +1,7 @@
 """Errors reported in one line, without a traceback."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 MAX_LENGTH = 1000  # characters; a longer message quotes a file or a corrupt value
 
@@ -51,7 +51,7 @@ def require(ok: bool, field: str, value: object, allowed: str) -> None:
 
 
 @contextlib.contextmanager
-def within(section: str) -> Iterator[None]:
+def within(section: str) -> Generator[None]:
     """Prefixes the field of every :class:`InputError` raised inside with ``section``."""
     try:
         yield
@@ -61,7 +61,7 @@ def within(section: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(target: object) -> Iterator[None]:
+def writing(target: object) -> Generator[None]:
     """Converts an ``OSError`` raised while writing ``target`` to a :class:`WriteError`."""
     try:
         yield

@@ -55,83 +55,80 @@ def evaluate_workdir(
     """
     # ------------------------------------------------------------------------- runs and checks
     folders = _folders([workdir, *compare])
-    run, *others = folders
-    output = folders[run] / "eval"
+    first, *others = folders
+    output = folders[first] / "eval"
+    fields = {run: "--workdir" if run == first else "--compare" for run in folders}
     configs = {
-        name: _config(folder, overrides or {}, "--workdir" if name == run else "--compare")
-        for name, folder in folders.items()
+        run: _config(folder, overrides or {}, fields[run]) for run, folder in folders.items()
     }
-    setups = {name: load_setup(config) for name, config in configs.items()}
-    for name in others:
-        expected, dataset = setups[run].dataset.name, setups[name].dataset.name
+    setups = {run: load_setup(config) for run, config in configs.items()}
+    for run in others:
+        expected, dataset = setups[first].dataset.name, setups[run].dataset.name
         if dataset != expected:
             raise InputError(
-                f"must be runs on {expected}, {name} is on {dataset}", field="--compare"
+                f"must be runs on {expected}, {run} is on {dataset}", field="--compare"
             )
     requested = checks.names() if list(names) == [ALL] else list(dict.fromkeys(names))
-    built = {name: build(name, configs[run].eval.to_dict()) for name in requested}
-    skipped = {name: _reasons(check, setups) for name, check in built.items()}
+    built = {check: build(check, configs[first].eval.to_dict()) for check in requested}
+    skipped = {check: _reasons(built[check], setups) for check in built}
     for reasons in skipped.values():
         if len(reasons) == len(setups) and list(names) != [ALL]:
-            raise InputError(reasons[run], field="--checks")
-    records.read(output)  # fails now rather than after the evaluation
+            raise InputError(reasons[first], field="--checks")
+    records.read(output)  # reports damaged records now rather than after the evaluation
 
     # ------------------------------------------------------------------------------ evaluation
     trained = {
-        name: load_trained_network(
-            folder,
-            setups[name].dataset,
-            checkpoint=checkpoint,
-            field="--workdir" if name == run else "--compare",
+        run: load_trained_network(
+            folder, setups[run].dataset, checkpoint=checkpoint, field=fields[run]
         )
-        for name, folder in folders.items()
+        for run, folder in folders.items()
     }
     evaluators = {
-        name: Evaluator(setup, replicate(trained[name].variables)) for name, setup in setups.items()
+        run: Evaluator(setup, replicate(trained[run].variables)) for run, setup in setups.items()
     }
     results = {
-        name: {r: check(evaluators[r]) for r in setups if r not in skipped[name]}
-        for name, check in built.items()
-        if len(skipped[name]) < len(setups)
+        check: {run: built[check](evaluators[run]) for run in setups if run not in skipped[check]}
+        for check in built
+        if len(skipped[check]) < len(setups)
     }
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    step = trained[run].step
+    step = trained[first].step
     metrics = {
         f"eval/{name}": value
         for by_run in results.values()
-        if run in by_run
-        for name, value in by_run[run].metrics.items()
+        if first in by_run
+        for name, value in by_run[first].metrics.items()
     }
 
     # --------------------------------------------------------------------- records and report
     if jax.process_index() == 0:
-        drawn = {name: pictures(by_run, folders) for name, by_run in results.items()}
-        facts = {name: _facts(configs[name], trained[name], folders[name]) for name in folders}
-        sections = {
-            name: Section(name, built[name].title, by_run, drawn[name], skipped[name])
-            for name, by_run in results.items()
-        }
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        plots = {check: pictures(by_run, folders) for check, by_run in results.items()}
         new = {
-            name: records.record(
-                by_run.get(run),
-                drawn[name],
-                title=built[name].title,
+            check: records.record(
+                by_run.get(first),
+                plots[check],
+                title=built[check].title,
                 step=step,
                 time=time,
                 checkpoint=checkpoint,
-                options=dataclasses.asdict(built[name]),
-                runs={other: trained[other].step for other in others if other in by_run},
+                options=dataclasses.asdict(built[check]),
+                runs={run: trained[run].step for run in others if run in by_run},
             )
-            for name, by_run in results.items()
+            for check, by_run in results.items()
+        }
+        facts = {run: _facts(configs[run], trained[run], folders[run]) for run in folders}
+        sections = {
+            check: Section(check, built[check].title, by_run, plots[check], skipped[check])
+            for check, by_run in results.items()
         }
         with records.locked(output):
-            for name, record in records.write(output, step, new, drawn).items():
-                if name not in sections:
-                    sections[name] = _recorded_section(name, record, run, step, output)
-            report = Report(facts, [sections[name] for name in sorted(sections)])
+            for check, record in records.write(output, step, new, plots).items():
+                if check not in sections:
+                    sections[check] = _recorded_section(check, record, first, step, output)
+            report = Report(facts, [sections[check] for check in sorted(sections)])
             write_text(output / "report.html", report.html())
         with writing("standard output"):
-            print(Report(facts, [sections[name] for name in results]).text())
+            print(Report(facts, [sections[check] for check in results]).text())
             print(f"\nall metrics and plots: {output / 'report.html'}", flush=True)
     return {"step": step} | metrics
 
@@ -178,7 +175,7 @@ def _facts(config: Any, trained: TrainedNetwork, folder: pathlib.Path) -> dict[s
 
 
 def _recorded_section(
-    name: str, record: records.CheckRecord, run: str, step: int, folder: pathlib.Path
+    check: str, record: records.CheckRecord, run: str, step: int, folder: pathlib.Path
 ) -> Section:
     """The section of a check that this evaluation does not repeat."""
     time = datetime.datetime.fromisoformat(record.time)
@@ -186,7 +183,7 @@ def _recorded_section(
     if record.runs:
         source += f", compared with {', '.join(record.runs)}"
     return Section(
-        name,
+        check,
         record.title,
         {run: record.result} if record.metrics else {},
         record.pictures(folder),

@@ -74,14 +74,14 @@ def test_eval_repeats_the_figure_from_the_checkpoint(root, default_run):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.eval.nope=1", "config.eval.nope: there is no such field; config.eval has"),
-        ("--config.seed=1", "config.seed: there is no such field; config has dataset, eval"),
-        ("--config.eval.pgd_steps=0", "config.eval.pgd_steps: must be at least 1, got 0"),
-        ("--config.eval.ood=digits", "config.eval.ood: must be other data sets"),
+        ("--config.eval.nope=1", "config.eval.nope: unknown field; expected batch_size"),
+        ("--config.seed=1", "config.seed: unknown field; expected dataset, eval"),
+        ("--config.eval.pgd_steps=0", "config.eval.pgd_steps: must be in [1, 100000], got 0"),
+        ("--config.eval.ood=digits", "config.eval.ood: must be another data set than the run's, got 'digits'"),
         ("--checks=nope", "--checks: must be one of accuracy"),
         ("--checks=mc_dropout,distillation", "--checks: distillation needs a run with"),
         ("--checkpoint=7", "--checkpoint: "),
-        ("--compare=nowhere", "must hold a run"),
+        ("--compare=nowhere", "--compare: must hold a run"),
     ],
 )
 def test_eval_says_in_one_line_what_it_cannot_do(root, default_run, argument, message):
@@ -174,16 +174,17 @@ def test_sigterm_saves_and_the_same_command_resumes_on_another_number_of_devices
     [
         (
             ["--config.nope=1"],
-            "config.nope: there is no such field; config has augment, batch_size",
+            "config.nope: unknown field; expected augment, batch_size",
         ),
         (
             ["--config.model.nope=1"],
-            "config.model.nope: there is no such field; config.model has depth",
+            "config.model.nope: unknown field; expected depth",
         ),
         (["--config.batch_size=abc"], "flag --config.batch_size=abc: invalid literal"),
         (["--config=nope.py"], "--config: must be a recipe card, there is no file 'nope.py'"),
-        (["--config=CARD:nope"], "must be of sd_dropout, ce, got 'nope'"),
+        (["--config=CARD:nope"], "unknown argument 'nope'; expected sd_dropout or ce"),
         (["--config.sd_dropout.rate=1"], "config.sd_dropout.rate: must be in [0, 1), got 1.0"),
+        (["--config.dataset={'__class__': 1}"], "config"),
         (["--nope"], "Unknown command line flag 'nope'"),
         (["nope"], "unexpected argument 'nope'"),
     ],

@@ -238,7 +238,7 @@ def test_calls_lie_on_a_grid_that_does_not_depend_on_where_a_run_resumed():
         ("optimizer.momentum", 1.0, r"config.optimizer.momentum: must be in \[0, 1\)"),
         ("optimizer.weight_decay", -1.0, "config.optimizer.weight_decay: must be 0 or more"),
         ("augment.pad", -1, "config.augment.pad: must be 0 or more, got -1"),
-        ("augment.pad", 8, "config.augment.pad: must be .* less than the images' 8x8 pixels"),
+        ("augment.pad", 8, "config.augment.pad: must be less than the height and .*8x8 pixels, got 8"),
         ("steps_per_call", -1, r"config.steps_per_call: must be in \[0, 100000\]"),
         ("keep_checkpoints", 0, "config.keep_checkpoints: must be at least 1"),
         ("eval.batch_size", 0, "config.eval.batch_size: must be at least 1"),

@@ -1,4 +1,4 @@
-"""Image-classification data sets: loaded, validated, split and normalised."""
+"""Image-classification data sets: loading, validation, splits, normalisation constants."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Samplers, and the order in which they bring the training examples into batches.
+"""Samplers, which draw the batches of an epoch, and the order of the batches over a run.
 
 A sampler is registered with ``@samplers.register(NAME)``. It takes ``labels`` ``[N]``, ``batch_size``
 and a NumPy generator, and returns the batches of an epoch: int32 ``[steps, batch_size, V]``, indices in

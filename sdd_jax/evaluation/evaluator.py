@@ -23,7 +23,7 @@ from sdd_jax.runs.trained_network import TrainedNetwork
 REPORTED_SAMPLES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: arrays have no hash
 class EvaluationSetup:
     """The parts of a run that an evaluation needs, its checkpoint aside.
 

@@ -10,6 +10,7 @@ from zero (there from a normal distribution of standard deviation 1e-6), and the
 paper's code approximates it by tanh.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -24,6 +25,11 @@ from sdd_jax.options import Rate, Size
 kernel_init = nn.initializers.xavier_uniform()
 
 
+def layer_norm(dtype: jnp.dtype, name: str | None = None) -> Callable[..., jax.Array]:
+    """A layer norm that computes in float32 and returns ``dtype``."""
+    return promoting(nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name))
+
+
 class Block(nn.Module):
     """Self-attention, then a two-layer perceptron; each has layer norm before it and a shortcut."""
 
@@ -35,13 +41,13 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         """Tokens ``[B, N, D]`` to tokens of the same shape."""
         width = x.shape[-1]
-        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        norm = partial(layer_norm, self.dtype)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
         attention = nn.MultiHeadDotProductAttention(
             self.heads, dtype=self.dtype, kernel_init=kernel_init, force_fp32_for_softmax=True
         )
-        x = x + Dropout(self.dropout_rate)(promoting(attention)(promoting(norm())(x)), dropout_keys)
-        y = nn.gelu(dense(4 * width)(promoting(norm())(x)), approximate=False)
+        x = x + Dropout(self.dropout_rate)(promoting(attention)(norm()(x)), dropout_keys)
+        y = nn.gelu(dense(4 * width)(norm()(x)), approximate=False)
         y = dense(width)(Dropout(self.dropout_rate)(y, dropout_keys))
         return x + Dropout(self.dropout_rate)(y, dropout_keys)
 
@@ -93,8 +99,7 @@ class VisionTransformer(nn.Module):
             x = Block(self.heads, self.dropout_rate, self.dtype, name=f"block{i + 1}")(
                 x, dropout_keys
             )
-        norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")
-        return promoting(norm)(x[:, 0])
+        return layer_norm(jnp.dtype("float32"), name="norm")(x[:, 0])
 
 
 def _register(name: str, default_width: int, heads: int) -> None:

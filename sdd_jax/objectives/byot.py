@@ -108,8 +108,11 @@ class Branches(nn.Module):
                 ]
             else:
                 window = (x.shape[1] // stages[-1].shape[1], x.shape[2] // stages[-1].shape[2])
-                reduce = conv(narrow, 1).copy(kernel_size=window, strides=window, padding="VALID")
-                parts = [conv(narrow, 1), reduce, conv(self.num_features, 1)]
+                parts = [
+                    conv(narrow, 1),
+                    conv(narrow, 1).copy(kernel_size=window, strides=window, padding="VALID"),
+                    conv(self.num_features, 1),
+                ]
             for part in parts:
                 x = nn.relu(norm()(part(x)))
             features = x if x.ndim == 2 else jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

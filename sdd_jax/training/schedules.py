@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import optax
 
 from sdd_jax.errors import InputError
@@ -61,9 +62,15 @@ def cosine(
     return _after_warmup(decay, learning_rate, to_steps("warmup", warmup))
 
 
-def _after_warmup(schedule: optax.Schedule, peak: float, warmup: int) -> optax.Schedule:
-    if not warmup:
-        return schedule
-    climb = optax.linear_schedule(0.0, peak, warmup)
-    # join_schedules restarts the count of its second schedule.
-    return optax.join_schedules([climb, lambda count: schedule(count + warmup)], [warmup])
+def _after_warmup(decay: optax.Schedule, peak: float, warmup: int) -> optax.Schedule:
+    schedule = decay
+    if warmup:
+        climb = optax.linear_schedule(0.0, peak, warmup)
+        # join_schedules restarts the count of its second schedule.
+        schedule = optax.join_schedules([climb, lambda count: decay(count + warmup)], [warmup])
+
+    def promoting(count):
+        with jax.numpy_dtype_promotion("standard"):  # optax combines the count with floats
+            return schedule(count)
+
+    return promoting

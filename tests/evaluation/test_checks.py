@@ -129,6 +129,16 @@ def test_mc_dropout_needs_a_run_with_dropout_or_a_rate(ce):
     assert "mc_dropout/2/accuracy" in check(ce).metrics
 
 
+def test_distillation_needs_a_teacher_that_can_be_loaded(ce):
+    def load_teacher():
+        raise InputError("must hold a run", field="config.teacher")
+
+    check = build("distillation", {})
+    assert check.requirement(ce.setup) == "distillation needs a run with a teacher"
+    with pytest.raises(InputError, match="cannot be loaded: config.teacher: must hold a run"):
+        check.requirement(dataclasses.replace(ce.setup, load_teacher=load_teacher))
+
+
 def test_generated_corruptions_are_marked_and_counted(ce):
     result = build("corruption", {})(ce)
     names = corruptions.names(1)

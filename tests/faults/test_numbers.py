@@ -44,7 +44,7 @@ def test_images_that_are_not_numbers(programs, tiny, data, refused, tmp_path):
     pixels = arrays()["train_images"].astype(np.float32)
     pixels[3, 4, 4] = np.nan
     done = programs.train(tmp_path / "run", *tiny, data(arrays(train_images=pixels)))
-    refused(2, done.returncode, done.stderr, "train: images: must be uint8, got 'float32'")
+    refused(2, done.returncode, done.stderr, "train images must be uint8, got float32")
     assert not (tmp_path / "run").exists()
 
 

@@ -118,8 +118,7 @@ def test_float64_stays_and_gradients_agree_with_finite_differences(name):
         loss = jax.jit(lambda a: call(name, a, b))
         assert jax.eval_shape(loss, a).dtype == jnp.float64
         if name not in ("ddgsd", "dml"):  # they stop a part of the gradient of each argument
-            modes = ["rev"] if name.startswith("linear") else ["fwd", "rev"]
-            check_grads(loss, (a,), order=1, modes=modes)
+            check_grads(loss, (a,), order=1, modes=["rev"])
 
 
 @every_loss
@@ -130,45 +129,41 @@ def test_value_and_gradients_are_finite_at_extreme_logits(name):
         assert np.isfinite(result).all()
 
 
+def assert_all_close(actual, expected):
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
 # A smoothed or virtual target has mass on every class: excluding one makes those losses infinite.
 @pytest.mark.parametrize(
-    "name",
-    ["cross_entropy", "ps_kd", "entropy", *losses.DIVERGENCES, *PAIRED, *DROPPED],
+    "name", ["cross_entropy", "ps_kd", "entropy", *losses.DIVERGENCES, *PAIRED, *DROPPED]
 )
 def test_logits_of_minus_infinity_equal_classes_that_are_removed(name):
     excluded = jnp.asarray([[0.0, 0.0, 0.0, -jnp.inf, -jnp.inf]])
 
-    def head(z):
+    def exclude(z):
         return z + jnp.broadcast_to(excluded, z.shape)
 
-    actual, expected = jax.jit(
-        lambda a, b: (
-            value_and_gradients(name, a, b, head=head),
-            value_and_gradients(name, a, b, head=lambda z: z[..., :3]),
-        )
-    )(*float32(A, B))
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), actual, expected
-    )
+    @jax.jit
+    def excluded_and_removed(a, b):
+        heads = exclude, lambda z: z[..., :3]
+        return [value_and_gradients(name, a, b, head=head) for head in heads]
+
+    assert_all_close(*excluded_and_removed(*float32(A, B)))
 
 
 @pytest.mark.parametrize("name", WITH_WHERE)
 def test_classes_that_are_ignored_equal_classes_that_are_removed(name):
     keep = np.array([True, False, True, True, False])
-    compare = jax.jit(
-        lambda a, b, where: (
-            value_and_gradients(name, a, b, where=where),
-            value_and_gradients(name, a, b, head=lambda z: z[..., keep]),
-        )
-    )
-    fillers = [0.0, 50.0, -np.inf, np.inf, np.nan]
-    shapes = [(6, 5), (1, 5)] + [(5,)] * len(fillers)
-    for filler, shape in [(0.0, (6, 5)), (0.0, (1, 5)), *((f, (5,)) for f in fillers)]:
+
+    @jax.jit
+    def ignored_and_removed(a, b):
+        options = {"where": jnp.asarray(keep)}, {"head": lambda z: z[..., keep]}
+        return [value_and_gradients(name, a, b, **o) for o in options]
+
+    for filler in (0.0, 50.0, -np.inf, np.inf, np.nan):
         a, b = float32(np.where(keep, A, filler), np.where(keep, B, -filler))
-        actual, expected = compare(a, b, jnp.broadcast_to(keep, shape))
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), actual, expected
-        )
+        assert_all_close(*ignored_and_removed(a, b))
 
 
 @pytest.mark.parametrize("name", WITH_TEMPERATURE)
@@ -185,18 +180,20 @@ def test_temperature_may_be_traced(name):
 def test_temperature_that_is_not_positive_is_an_error(name, temperature):
     message = f"temperature must be greater than 0 and finite, got {temperature}"
     with pytest.raises(ValueError, match=message):
-        call(name, *float32(A, B), temperature=temperature)
+        jax.eval_shape(lambda a, b: call(name, a, b, temperature=temperature), *float32(A, B))
 
 
 @pytest.mark.parametrize(
     "name",
-    ["kl_divergence", "symmetric_kl", "pairwise_symmetric_kl", "sd_dropout_from_logits"]
-    + [*DROPPED, *LINEAR_SD_DROPOUT],
+    [
+        *("kl_divergence", "symmetric_kl", "pairwise_symmetric_kl", "sd_dropout_from_logits"),
+        *(*DROPPED, *LINEAR_SD_DROPOUT),
+    ],
 )
 def test_unknown_gradient_is_an_error(name):
     message = "gradient must be one of both, forward, reverse, got 'detach'"
     with pytest.raises(ValueError, match=message):
-        call(name, *float32(A, B), gradient="detach")
+        jax.eval_shape(lambda a, b: call(name, a, b, gradient="detach"), *float32(A, B))
 
 
 @pytest.mark.parametrize("name", LABELLED)

@@ -1,4 +1,4 @@
-"""Values and gradients of the losses against those of the SD-Dropout authors' own code."""
+"""Values and gradients of the losses, compared with those of the SD-Dropout authors' code."""
 
 import json
 from dataclasses import dataclass, replace
@@ -11,34 +11,15 @@ import numpy as np
 import pytest
 
 import sdd_jax
-import sdd_jax.losses._sd_dropout as sd_dropout_module
 
 PROBLEMS = json.loads((Path(__file__).parents[1] / "author_losses.json").read_text())
-NO_KEY = jax.random.key(0)  # the masks are the authors', not drawn
 # Differentiated by, where the authors recorded it.
 ARGUMENTS = ("features", "kernel", "bias", "mid_logits", "mid_features")
 
 
-def golden_masks(inputs, dtype, monkeypatch):
-    """Lets the losses draw the authors' masks instead of random ones."""
-    scale = 1 / (1 - inputs["rate"])
-    masks = [scale * np.array(inputs[name], dtype) for name in ("mask_u", "mask_v")]
-
-    def golden_samples(key, x, *, rate, num_samples, exclusive):
-        assert (rate, num_samples, exclusive) == (inputs["rate"], 2, False)
-        return [x * mask[: len(x)] for mask in masks]
-
-    def golden_dropout(key, x, *, rate):
-        assert rate == inputs["rate"]
-        return x * masks[0]
-
-    monkeypatch.setattr(sd_dropout_module, "dropout_samples", golden_samples)
-    monkeypatch.setattr(sd_dropout_module, "dropout", golden_dropout)
-
-
 @dataclass(frozen=True)
 class Problem:
-    """A batch as the losses see it. ``inputs`` holds the rest: constants, branches, a second network."""
+    """A batch, and in ``inputs`` the rest: masks, constants, branches, a second network."""
 
     features: jax.Array
     kernel: jax.Array
@@ -53,9 +34,14 @@ class Problem:
     def logits(self):
         return self.head(self.features)
 
+    def mask(self, name):
+        """A dropout mask of the authors with its scale."""
+        return self.inputs[name] / (1 - self.inputs["rate"])
+
     @property
     def options(self):
-        return {name: self.inputs[name] for name in ("rate", "temperature")}
+        """At rate 0, the head gets the features unchanged and applies the authors' masks itself."""
+        return {"key": jax.random.key(0), "rate": 0.0, "temperature": self.inputs["temperature"]}
 
     def halves(self):
         """The images and their partners, or the two views."""
@@ -78,8 +64,7 @@ def label_smoothing(problem):
 
 
 def dropped(problem):
-    features = sd_dropout_module.dropout(NO_KEY, problem.features, rate=problem.inputs["rate"])
-    return replace(problem, features=features)
+    return replace(problem, features=problem.features * problem.mask("mask_u"))
 
 
 def dropout_ce(problem):
@@ -88,15 +73,21 @@ def dropout_ce(problem):
 
 
 def sd_dropout(problem, gradient="both", name="loss_kl"):
+    samples = [problem.mask(mask)[: len(problem.features)] for mask in ("mask_u", "mask_v")]
+    adjacent = jnp.stack(samples, axis=1).reshape(-1, problem.features.shape[-1])
     values = sdd_jax.sd_dropout_loss(
-        problem.features, problem.head, NO_KEY, gradient=gradient, **problem.options
+        problem.features,
+        lambda stacked: problem.head(stacked * adjacent),
+        gradient=gradient,
+        **problem.options,
     )
     return {name: (problem.inputs["sdd_weight"], values)}
 
 
 def clean_student(problem, gradient="both"):
+    networks = iter([dropped(problem), problem])  # the teacher is computed first
     values = sdd_jax.sd_dropout_clean_student_loss(
-        problem.features, problem.head, NO_KEY, gradient=gradient, **problem.options
+        problem.features, lambda _: next(networks).logits, gradient=gradient, **problem.options
     )
     return {"loss_kl": (problem.inputs["sdd_weight"], values)}
 
@@ -126,11 +117,11 @@ def ddgsd(problem):
 
 def ddgsd_sd_dropout(problem):
     """Each image of each view has one mask; the term is between the views."""
-    temperature = problem.inputs["temperature"]
-    view_1, view_2 = dropped(problem).halves()
-    divergence = sdd_jax.symmetric_kl(view_1.logits, view_2.logits, temperature=temperature)
-    weight = problem.inputs["sdd_weight"]
-    return ddgsd(problem) | {"loss_kl_dropout": (weight, temperature**2 * divergence)}
+    values = sdd_jax.sd_dropout_loss_from_logits(
+        [view.logits for view in dropped(problem).halves()],
+        temperature=problem.inputs["temperature"],
+    )
+    return ddgsd(problem) | {"loss_kl_dropout": (problem.inputs["sdd_weight"], values)}
 
 
 def byot(problem):
@@ -177,7 +168,7 @@ CASES = {
 
 
 def total_and_terms(arguments, inputs, labels, case):
-    """What the case minimises, and its parts, as means over the batch."""
+    """The case's total loss, and its terms, as means over the batch."""
     features, kernel, bias = (arguments[name] for name in ("features", "kernel", "bias"))
     terms = CASES[case](Problem(features, kernel, bias, labels, inputs | arguments))
     total = sum(weight * jnp.mean(values) for weight, values in terms.values())
@@ -191,7 +182,7 @@ def dtype(request):
 
 @pytest.fixture(scope="module", params=PROBLEMS, ids=["problem0", "problem1"])
 def computed(request, dtype):
-    """The golden cases of a problem, and what this library computes for all of them."""
+    """The golden cases of a problem, and this library's results for all of them."""
     inputs, golden = request.param["inputs"], request.param["cases"]
 
     def all_cases(arguments, inputs):
@@ -203,16 +194,14 @@ def computed(request, dtype):
         jax.enable_x64(dtype == np.float64),
         jax.numpy_dtype_promotion("strict"),
         jax.numpy_rank_promotion("raise"),
-        pytest.MonkeyPatch.context() as monkeypatch,
     ):
-        golden_masks(inputs, dtype, monkeypatch)
         inputs = {k: jnp.asarray(v, dtype) if isinstance(v, list) else v for k, v in inputs.items()}
         arguments = {name: inputs[name] for name in ARGUMENTS}
         run = jax.jit(lambda arguments: all_cases(arguments, inputs))
         return golden, jax.device_get(run(arguments))
 
 
-def test_every_case_of_the_authors_is_here():
+def test_every_case_of_the_authors_is_covered():
     for problem in PROBLEMS:
         assert problem["cases"].keys() == CASES.keys()
 

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Interval
 
+from sdd_jax.errors import InputError
 from sdd_jax.evaluation import metrics
 from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
@@ -32,8 +33,14 @@ class Distillation(Check):
     mc_samples: Annotated[int, Interval(ge=1, le=100_000)] = 100
 
     def requirement(self, setup: EvaluationSetup) -> str:
-        """Requires a run with a teacher."""
-        return "" if setup.load_teacher else "distillation needs a run with a teacher"
+        """Requires a run with a teacher, which can still be loaded."""
+        if setup.load_teacher is None:
+            return "distillation needs a run with a teacher"
+        try:
+            setup.load_teacher()
+        except InputError as error:
+            raise InputError(f"the teacher cannot be loaded: {error}") from error
+        return ""
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates the teacher, its ensemble and the student."""

@@ -56,7 +56,8 @@ def negative_energy(logits: ArrayLike) -> np.ndarray:
       >>> np.exp(negative_energy([[0.0, 0.0], [np.log(4), 0.0]]))
       array([2., 5.])
     """
-    return np.logaddexp.reduce(np.asarray(logits, np.float64), axis=-1)
+    with np.errstate(invalid="ignore"):  # nan where a logit is
+        return np.logaddexp.reduce(np.asarray(logits, np.float64), axis=-1)
 
 
 def maximum_logit(logits: ArrayLike) -> np.ndarray:
