@@ -138,7 +138,7 @@ def _run(main: Callable[[], None]) -> None:
 
 
 def _print_unless_late_write(unraisable: Any) -> None:
-    """Drops the errors of TensorStore's pending writes after one that failed has ended its event loop."""
+    """Drops errors of pending TensorStore writes after a failed write has closed their event loop."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 

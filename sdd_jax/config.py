@@ -12,7 +12,6 @@ from annotated_types import Interval
 from ml_collections import ConfigDict
 
 from sdd_jax import data, options, plugins
-from sdd_jax.data import images
 from sdd_jax.data.engines import engines
 from sdd_jax.errors import InputError, require, within
 from sdd_jax.evaluation.checks import checks, default_options

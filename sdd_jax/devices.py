@@ -46,16 +46,17 @@ def local_indices(batch_size: int) -> np.ndarray:
 
 
 def let_cpu_collectives_wait() -> None:
-    """Lets CPU devices wait an hour for each other in a collective; call it before JAX starts.
+    """Lets CPU devices wait longer for each other in a collective; call it before JAX starts.
 
     By default XLA aborts the process when one of several CPU devices waits 40 s for the others, which
-    happens on a busy machine. Flags that the user has set in ``XLA_FLAGS`` are left alone.
+    happens on a busy machine; here it is 15 minutes. Flags that the user has set in ``XLA_FLAGS`` are
+    kept.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     seconds = {
         "xla_cpu_collective_call_warn_stuck_timeout_seconds": 600,
-        "xla_cpu_collective_call_terminate_timeout_seconds": 3600,
-        "xla_cpu_collective_timeout_seconds": 3600,
+        "xla_cpu_collective_call_terminate_timeout_seconds": 900,
+        "xla_cpu_collective_timeout_seconds": 900,
     }
     added = [f"--{name}={value}" for name, value in seconds.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()

@@ -52,10 +52,15 @@ def require(ok: bool, field: str, value: object, allowed: str) -> None:
 
 @contextlib.contextmanager
 def within(section: str) -> Generator[None]:
-    """Prefixes the field of every :class:`InputError` raised inside with ``section``."""
+    """Prefixes the field of every :class:`InputError` raised inside with ``section``.
+
+    A field that is complete, ``config.A.B`` or ``--FLAG``, stays as it is.
+    """
     try:
         yield
     except InputError as error:
+        if error.field.startswith(("config.", "--")):
+            raise
         field = ".".join(filter(None, (section, error.field)))
         raise InputError(error.reason, field=field) from error.__cause__
 

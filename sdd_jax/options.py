@@ -4,9 +4,9 @@ A function declares its options once::
 
     def cs_kd(*, weight: NonNegative = 1.0, reduction: Literal["mean", "sum"] = "mean"): ...
 
-:func:`defaults` reads them for a config, :func:`validate` checks values against them. Ranges are those of
-`annotated-types <https://github.com/annotated-types/annotated-types>`_: ``Ge``, ``Gt``, ``Le``, ``Lt``,
-``Interval``, ``MinLen``. Parameters without a default are no options; the program provides them.
+:func:`defaults` reads them for a config, :func:`validate` checks values against them. Ranges are those
+of `annotated-types <https://github.com/annotated-types/annotated-types>`_: ``Ge``, ``Gt``, ``Le``,
+``Lt``, ``Interval``, ``MinLen``. Parameters without a default are provided by the program.
 """
 
 import collections.abc

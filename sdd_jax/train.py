@@ -22,6 +22,10 @@ from sdd_jax.runs import Checkpoints, MetricsLog, open_workdir, read_metrics
 from sdd_jax.training.state import TrainState
 from sdd_jax.training.step import compile_train_call, train_step
 
+# Calls dispatched at a time. XLA blocks a device that has 32 programs in flight; with several CPU
+# devices on a busy machine, that can keep one device from a collective in which the others wait.
+MAX_CALLS_IN_FLIGHT = 8
+
 
 class NonFiniteLossError(Failure, FloatingPointError):
     """The loss or a parameter is not finite; the message names the step."""
@@ -84,7 +88,7 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
     )
 
     # -------------------------------------------------------------------- compiled training step
-    train_call = _compile(experiment)
+    train_call = compile_run(experiment)
     resident, constants = replicate((engine.resident, experiment.constants()))
 
     # ------------------------------------------------------------------------------------ loop
@@ -141,7 +145,8 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
     return _finish(folder, total, values)
 
 
-def _compile(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+def compile_run(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the compiled steps of a run, see :func:`sdd_jax.training.step.compile_train_call`."""
     step = partial(
         train_step,
         model=experiment.setup.model,
@@ -249,6 +254,8 @@ class _Interval:
         if not self._started:
             jax.block_until_ready(metrics)
             self.resume_clock()
+        if len(self._pending) >= MAX_CALLS_IN_FLIGHT:
+            jax.block_until_ready(self._pending[-MAX_CALLS_IN_FLIGHT])
 
     def finish(self) -> dict[str, float]:
         """Returns the means since the last line, and starts the next interval.

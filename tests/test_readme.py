@@ -68,9 +68,8 @@ def parse(monkeypatch, command):
         cards = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
         card = ["configs/digits.py", *cards][-1]
         args = [f"--config={ROOT / card}", *(a for a in args if not a.startswith("--config="))]
-    monkeypatch.setattr(
-        "sys.argv", [program, *args]
-    )  # ml_collections reads the overrides from there
+    # ml_collections reads the overrides from there.
+    monkeypatch.setattr("sys.argv", [program, *args])
     if program == "train.py":
         config_flags.DEFINE_config_file("config", None, "", flag_values=values)
     else:
@@ -146,6 +145,15 @@ def test_every_objective_and_check_is_in_a_table(registry):
     rows = "".join(line for line in PROSE.splitlines() if line.startswith("|"))
     own = {name for name in registry.names() if "test" not in name and name != "focal"}
     assert own <= set(re.findall(r"`(\w+)`", rows))
+
+
+def test_every_benchmark_in_the_text_is_a_module():
+    modules = {path.stem for path in ROOT.glob("benchmarks/*.py")}
+    table = PROSE.partition("| `python -m benchmarks.` |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    named += re.findall(r"python -m benchmarks\.(\w+)", README)
+    assert len(named) >= 10
+    assert set(named) <= modules
 
 
 def test_every_card_is_in_the_table_of_cards():

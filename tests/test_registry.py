@@ -130,6 +130,8 @@ def test_an_entry_names_its_own_arguments_and_the_registry_adds_the_path():
 def test_an_input_error_gets_the_path_of_every_section_it_passes():
     with pytest.raises(InputError, match=r"^config\.a\.b: must be 3, got 4$"), within("config.a"):
         require(False, "b", 4, "3")
+    with pytest.raises(InputError, match=r"^config\.c: must be 3, got 4$"), within("config.a"):
+        require(False, "config.c", 4, "3")
     require(True, "b", 3, "3")
 
 

@@ -191,6 +191,28 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(
     assert last["step"] < 16 or not any(name.startswith("eval/") for name in last)
 
 
+def test_calls_in_flight_are_bounded(tiny_config, tmp_path, monkeypatch):
+    compiled, losses = train.compile_train_call, []
+
+    def compile_and_look(*args):
+        call = compiled(*args)
+
+        def look(*args):
+            assert all(loss.is_ready() for loss in losses[: -train.MAX_CALLS_IN_FLIGHT])
+            state, metrics = call(*args)
+            losses.append(metrics["loss"])
+            return state, metrics
+
+        return look
+
+    monkeypatch.setattr(train, "compile_train_call", compile_and_look)
+    tiny_config.model = {"name": "mlp", "width": 1024, "depth": 3}  # slower than its dispatch
+    tiny_config.duration = tiny_config.log_every = tiny_config.eval_every = "40 steps"
+    tiny_config.checkpoint_every = "40 steps"
+    train.train_and_evaluate(tiny_config, str(tmp_path))
+    assert len(losses) == 40
+
+
 def test_calls_lie_on_a_grid_that_does_not_depend_on_where_a_run_resumed():
     class Plan:
         eval_every, checkpoint_every, total_steps, steps_per_call = 10, 15, 32, 4
@@ -238,7 +260,11 @@ def test_calls_lie_on_a_grid_that_does_not_depend_on_where_a_run_resumed():
         ("optimizer.momentum", 1.0, r"config.optimizer.momentum: must be in \[0, 1\)"),
         ("optimizer.weight_decay", -1.0, "config.optimizer.weight_decay: must be 0 or more"),
         ("augment.pad", -1, "config.augment.pad: must be 0 or more, got -1"),
-        ("augment.pad", 8, "config.augment.pad: must be less than the height and .*8x8 pixels, got 8"),
+        (
+            "augment.pad",
+            8,
+            "config.augment.pad: must be less than the height and .*8x8 pixels, got 8",
+        ),
         ("steps_per_call", -1, r"config.steps_per_call: must be in \[0, 100000\]"),
         ("keep_checkpoints", 0, "config.keep_checkpoints: must be at least 1"),
         ("eval.batch_size", 0, "config.eval.batch_size: must be at least 1"),

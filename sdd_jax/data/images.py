@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.errors import require
@@ -58,7 +59,7 @@ def check_crop(pad: int, image_shape: tuple[int, int, int]) -> None:
     require(pad < min(height, width), "pad", pad, allowed)
 
 
-def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+def normalise(images: jax.Array, mean: ArrayLike, std: ArrayLike) -> jax.Array:
     """Normalises uint8 images to float32 ``(images / 255 - mean) / std``.
 
     Args:

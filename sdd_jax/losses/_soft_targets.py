@@ -48,7 +48,7 @@ def ps_kd_loss(
     if isinstance(alpha, numbers.Real) and not 0 <= float(alpha) <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     logits = at_least_float32(logits)
-    past_probs = jax.lax.stop_gradient(at_least_float32(past_probs))
+    past_probs = jax.lax.stop_gradient(at_least_float32(past_probs)).astype(logits.dtype)
     alpha = jnp.asarray(alpha, logits.dtype)
     against_past = optax.losses.safe_softmax_cross_entropy(logits, past_probs)  # 0 log 0 is 0
     return (1 - alpha) * cross_entropy(logits, labels) + alpha * against_past

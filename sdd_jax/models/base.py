@@ -44,8 +44,17 @@ def build(
       num_classes: K.
       axis_name: the mapped axis over which batch norm synchronises while training.
 
+    Returns:
+      The network; ``init`` and ``apply`` are linen's.
+
     Raises:
       InputError: unknown name, option or value.
+
+    Example:
+      >>> model = build({"name": "mlp", "width": 64, "dropout_rate": 0.1}, num_classes=10)
+      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+      >>> model.apply(variables, jnp.zeros((5, 8, 8, 1))).shape
+      (5, 10)
     """
     return models.build(options, num_classes=num_classes, axis_name=axis_name)
 

@@ -48,7 +48,7 @@ def _all_conv(w: int) -> tuple[Layer, ...]:
 def nin(
     *,
     num_classes: int,
-    width: Annotated[int, at.Ge(2), at.Le(2**16)] = 192,  # the narrowest layer has width // 2
+    width: Annotated[Width, at.Ge(2)] = 192,  # the narrowest layer has width // 2
     dropout_rate: Rate = 0.5,
     dtype: Dtype = "float32",
 ) -> Classifier:

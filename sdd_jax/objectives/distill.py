@@ -24,13 +24,11 @@ def distill(
     teacher_samples: Annotated[int, Interval(ge=1, le=1000)] = 1,
     init: Literal["teacher", "scratch"] = "teacher",
 ) -> Objective:
-    """:func:`sdd_jax.dropout_distillation_loss`: the teacher has fresh masks, the student no dropout.
+    """Divergence of a student without dropout from a teacher with fresh masks at every step.
 
-    With the KL divergence the term cannot fall below the teacher's mean mutual information. An estimate
-    from 100 masks on some training inputs, low by a few thousandths of a nat, is logged beside it as
-    ``distill/floor``.
-
-    Rota Bulo et al., `Dropout Distillation <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016.
+    The term is :func:`sdd_jax.dropout_distillation_loss`. With the KL divergence it cannot fall below
+    the teacher's mean mutual information. An estimate from 100 masks on some training inputs, low by a
+    few thousandths of a nat, is logged beside it as ``distill/floor``.
 
     Args:
       load_teacher: returns the teacher, with attributes ``model`` and ``variables``.
@@ -41,6 +39,9 @@ def distill(
 
     Raises:
       InputError: a teacher without dropout.
+
+    References:
+      Rota Bulo et al., `Dropout Distillation <https://proceedings.mlr.press/v48/bulo16.html>`_, 2016.
     """
     teacher = load_teacher()
     if not any(teacher.model.stochastic()):

@@ -10,7 +10,7 @@ from sdd_jax.options import Fraction
 
 @objectives.register("ps_kd")
 def ps_kd(*, alpha: Fraction = 0.8) -> Objective:
-    """:func:`sdd_jax.ps_kd_loss`, with a trust in the past that grows over the epochs up to ``alpha``.
+    """:func:`sdd_jax.ps_kd_loss` with a weight of past predictions that grows to ``alpha``, by epoch.
 
     An image's past prediction is from the last step that trained on it; before the first, it is the
     label. The memory holds K numbers per training image.

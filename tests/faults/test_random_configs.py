@@ -90,7 +90,8 @@ HOSTILE = [
     "npz:", "npz:grey.npz/x", "npz:nowhere.npz", "npz:\0", "a:b:c", "unlabelled:\ud800",
     (), (1,), (0.5, math.nan), (0.5,) * 5, ("a",), ("0 steps", "0 steps"), ("\0.py",), ("",),
     ("x" * 5000 + ".py",), ("~nobody-of-this-name/x.py",), ((1, 2), (3, 4)), [[]], [None],
-    {}, {"a": 1}, {"name": "x"}, {"name": None}, {"name": ["mlp"]}, {"self": 1}, {1: 2}, {"name": "mlp", "depth": 2**31 - 1}, b"bytes", 1j,
+    {}, {"a": 1}, {"name": "x"}, {"name": None}, {"name": ["mlp"]}, {"self": 1}, {1: 2},
+    {"name": "mlp", "depth": 2**31 - 1}, b"bytes", 1j,
 ]  # fmt: skip
 FOLDERS = ["", "a\nb", "\0", "\ud800", "ünï/🦆", "x" * 5000, "~nobody-of-this-name/x", "grey.npz/x"]
 NEW_FIELDS = ["nope", "", "self", "name", "function", "épée", "a b", "x" * 300]

@@ -1,9 +1,7 @@
 """Values and gradients of the losses, compared with those of the SD-Dropout authors' code."""
 
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,160 +15,127 @@ PROBLEMS = json.loads((Path(__file__).parents[1] / "author_losses.json").read_te
 ARGUMENTS = ("features", "kernel", "bias", "mid_logits", "mid_features")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A batch, and in ``inputs`` the rest: masks, constants, branches, a second network."""
+class Terms:
+    """Terms of the losses: the name under which the authors log a value -> (weight, values)."""
 
-    features: jax.Array
-    kernel: jax.Array
-    bias: jax.Array
-    labels: jax.Array
-    inputs: dict[str, Any]
+    def __init__(self, inputs, labels):
+        self.inputs, self.labels, self.features = inputs, labels, inputs["features"]
+        self.weight, self.temperature = inputs["sdd_weight"], inputs["temperature"]
+        self.masks = [inputs[mask] / (1 - inputs["rate"]) for mask in ("mask_u", "mask_v")]
 
-    def head(self, features):
-        return features @ self.kernel + self.bias[None]
+    def head(self, features, suffix=""):
+        return features @ self.inputs["kernel" + suffix] + self.inputs["bias" + suffix][None]
 
-    @property
-    def logits(self):
-        return self.head(self.features)
-
-    def mask(self, name):
-        """A dropout mask of the authors with its scale."""
-        return self.inputs[name] / (1 - self.inputs["rate"])
-
-    @property
-    def options(self):
-        """At rate 0, the head gets the features unchanged and applies the authors' masks itself."""
-        return {"key": jax.random.key(0), "rate": 0.0, "temperature": self.inputs["temperature"]}
-
-    def halves(self):
+    def halves(self, x):
         """The images and their partners, or the two views."""
-        half = len(self.features) // 2
-        return [
-            replace(self, features=self.features[rows], labels=self.labels[rows])
-            for rows in (slice(None, half), slice(half, None))
-        ]
+        return jnp.split(x, 2)
 
+    def cross_entropy(self, features=None, loss=sdd_jax.cross_entropy):
+        features = self.features if features is None else features
+        values = loss(self.head(features), self.labels[: len(features)])
+        return {"loss_ce": (1, values)}
 
-# Terms of a loss: the name that the authors log the value under -> (weight, values).
+    def label_smoothing(self):
+        return self.cross_entropy(loss=sdd_jax.label_smoothing)
 
+    def dropout_ce(self):
+        ((_, values),) = self.cross_entropy(self.features * self.masks[0]).values()
+        return {"loss_dropout": (self.weight, values)}
 
-def cross_entropy(problem):
-    return {"loss_ce": (1, sdd_jax.cross_entropy(problem.logits, problem.labels))}
+    # At rate 0 the heads get the features unchanged; they apply the authors' masks themselves.
 
+    def sd_dropout(self, gradient="both", name="loss_kl", size=None):
+        features, *masks = (x[:size] for x in (self.features, *self.masks))
+        stacked_masks = jnp.stack(masks, axis=1).reshape(-1, features.shape[-1])
+        values = sdd_jax.sd_dropout_loss(
+            features,
+            lambda stacked: self.head(stacked * stacked_masks),
+            jax.random.key(0),
+            rate=0.0,
+            temperature=self.temperature,
+            gradient=gradient,
+        )
+        return {name: (self.weight, values)}
 
-def label_smoothing(problem):
-    return {"loss_ce": (1, sdd_jax.label_smoothing(problem.logits, problem.labels))}
+    def clean_student(self, gradient="both"):
+        masks = iter([self.masks[0], jnp.ones_like(self.masks[0])])  # of the teacher, the student
+        values = sdd_jax.sd_dropout_clean_student_loss(
+            self.features,
+            lambda features: self.head(features * next(masks)),
+            jax.random.key(0),
+            rate=0.0,
+            temperature=self.temperature,
+            gradient=gradient,
+        )
+        return {"loss_kl": (self.weight, values)}
 
+    def cs_kd(self):
+        images, partners = self.halves(self.features)
+        values = sdd_jax.cs_kd_loss(self.head(images), self.head(partners))
+        return self.cross_entropy(images) | {"loss_kl": (self.inputs["kd_weight"], values)}
 
-def dropped(problem):
-    return replace(problem, features=problem.features * problem.mask("mask_u"))
+    def ddgsd(self):
+        views = self.halves(self.features)
+        logits = [self.head(view) for view in views]
+        ce = map(sdd_jax.cross_entropy, logits, self.halves(self.labels))
+        return {
+            "loss_ce": (1, sum(ce)),
+            "loss_kl": (self.inputs["kd_weight"], sdd_jax.ddgsd_loss(*logits)),
+            "loss_mmd": (0.005, sdd_jax.ddgsd_feature_loss(*views)),
+        }
 
+    def dropped_views(self):
+        """One mask for each image of each view; the term is between the views."""
+        logits = self.halves(self.head(self.features * self.masks[0]))
+        values = sdd_jax.sd_dropout_loss_from_logits(logits, temperature=self.temperature)
+        return {"loss_kl_dropout": (self.weight, values)}
 
-def dropout_ce(problem):
-    values = sdd_jax.cross_entropy(dropped(problem).logits, problem.labels)
-    return {"loss_dropout": (problem.inputs["sdd_weight"], values)}
+    def byot(self):
+        """The authors log the branches' cross-entropies as ``loss_kl`` and the KL as ``loss_mmd``."""
+        weight, logits = self.inputs["kd_weight"], self.head(self.features)
+        branches, features = self.inputs["mid_logits"], self.inputs["mid_features"]
+        ce = sum(sdd_jax.cross_entropy(z, self.labels) for z in branches)
+        kl = sum(sdd_jax.byot_loss(z, logits) for z in branches)
+        distance = sum(sdd_jax.byot_feature_loss(f, self.features) for f in features)
+        return self.cross_entropy() | {
+            "loss_kl": (0.9 * weight, ce),
+            "loss_mmd": (0.1 * weight, kl),
+            "not logged": (1e-6 * weight, distance),
+        }
 
-
-def sd_dropout(problem, gradient="both", name="loss_kl"):
-    samples = [problem.mask(mask)[: len(problem.features)] for mask in ("mask_u", "mask_v")]
-    adjacent = jnp.stack(samples, axis=1).reshape(-1, problem.features.shape[-1])
-    values = sdd_jax.sd_dropout_loss(
-        problem.features,
-        lambda stacked: problem.head(stacked * adjacent),
-        gradient=gradient,
-        **problem.options,
-    )
-    return {name: (problem.inputs["sdd_weight"], values)}
-
-
-def clean_student(problem, gradient="both"):
-    networks = iter([dropped(problem), problem])  # the teacher is computed first
-    values = sdd_jax.sd_dropout_clean_student_loss(
-        problem.features, lambda _: next(networks).logits, gradient=gradient, **problem.options
-    )
-    return {"loss_kl": (problem.inputs["sdd_weight"], values)}
-
-
-def cs_kd(problem):
-    images, partners = problem.halves()
-    values = sdd_jax.cs_kd_loss(images.logits, partners.logits)
-    return cross_entropy(images) | {"loss_kl": (problem.inputs["kd_weight"], values)}
-
-
-def cs_kd_sd_dropout(problem):
-    images, _ = problem.halves()
-    return cs_kd(problem) | sd_dropout(images, name="loss_kl_dropout")
-
-
-def ddgsd(problem):
-    view_1, view_2 = problem.halves()
-    ce = [sdd_jax.cross_entropy(view.logits, view.labels) for view in (view_1, view_2)]
-    kl = sdd_jax.ddgsd_loss(view_1.logits, view_2.logits)
-    distance = sdd_jax.ddgsd_feature_loss(view_1.features, view_2.features)
-    return {
-        "loss_ce": (1, ce[0] + ce[1]),
-        "loss_kl": (problem.inputs["kd_weight"], kl),
-        "loss_mmd": (0.005, distance),
-    }
-
-
-def ddgsd_sd_dropout(problem):
-    """Each image of each view has one mask; the term is between the views."""
-    values = sdd_jax.sd_dropout_loss_from_logits(
-        [view.logits for view in dropped(problem).halves()],
-        temperature=problem.inputs["temperature"],
-    )
-    return ddgsd(problem) | {"loss_kl_dropout": (problem.inputs["sdd_weight"], values)}
-
-
-def byot(problem):
-    """The authors' names mislead: ``loss_kl`` are the branches' cross-entropies, ``loss_mmd`` the KL."""
-    weight, features, logits = problem.inputs["kd_weight"], problem.features, problem.logits
-    branches, branch_features = problem.inputs["mid_logits"], problem.inputs["mid_features"]
-    ce = sum(sdd_jax.cross_entropy(z, problem.labels) for z in branches)
-    kl = sum(sdd_jax.byot_loss(z, logits) for z in branches)
-    distance = sum(sdd_jax.byot_feature_loss(f, features) for f in branch_features)
-    return cross_entropy(problem) | {
-        "loss_kl": (0.9 * weight, ce),
-        "loss_mmd": (0.1 * weight, kl),
-        "not logged": (1e-6 * weight, distance),
-    }
-
-
-def dml(problem):
-    names = {"features": "features_b", "kernel": "kernel_b", "bias": "bias_b"}
-    other = replace(problem, **{a: problem.inputs[b] for a, b in names.items()})
-    ce = [sdd_jax.cross_entropy(network.logits, problem.labels) for network in (problem, other)]
-    kl = sdd_jax.dml_loss(problem.logits, other.logits)
-    return {"loss_ce": (1, (ce[0] + ce[1]) / 2), "loss_kl": (problem.inputs["kd_weight"], kl)}
+    def dml(self):
+        logits = self.head(self.features), self.head(self.inputs["features_b"], "_b")
+        ce = sum(sdd_jax.cross_entropy(z, self.labels) for z in logits) / 2
+        kl = sdd_jax.dml_loss(*logits)
+        return {"loss_ce": (1, ce), "loss_kl": (self.inputs["kd_weight"], kl)}
 
 
 CASES = {
-    "cross_entropy": cross_entropy,
-    "label_smoothing": label_smoothing,
-    "sd_dropout": lambda p: cross_entropy(p) | sd_dropout(p),
-    "sd_dropout_detach": lambda p: cross_entropy(p) | sd_dropout(p, "forward"),
-    "sd_dropout_label_smoothing": lambda p: label_smoothing(p) | sd_dropout(p),
-    "sd_dropout_clean_student": lambda p: cross_entropy(p) | clean_student(p),
-    "sd_dropout_clean_student_detach": lambda p: cross_entropy(p) | clean_student(p, "forward"),
-    "dropout_ce": dropout_ce,
-    "clean_plus_dropout_ce": lambda p: cross_entropy(p) | dropout_ce(p),
-    "cs_kd": cs_kd,
-    "cs_kd_sd_dropout": cs_kd_sd_dropout,
-    "ddgsd": ddgsd,
-    "ddgsd_sd_dropout": ddgsd_sd_dropout,
-    "byot": byot,
-    "byot_sd_dropout": lambda p: byot(p) | sd_dropout(p, name="loss_kl_dropout"),
-    "dml": dml,
-    "dml_sd_dropout_a": lambda p: dml(p) | sd_dropout(p, name="loss_kl_dropout"),
+    "cross_entropy": Terms.cross_entropy,
+    "label_smoothing": Terms.label_smoothing,
+    "sd_dropout": lambda t: t.cross_entropy() | t.sd_dropout(),
+    "sd_dropout_detach": lambda t: t.cross_entropy() | t.sd_dropout("forward"),
+    "sd_dropout_label_smoothing": lambda t: t.label_smoothing() | t.sd_dropout(),
+    "sd_dropout_clean_student": lambda t: t.cross_entropy() | t.clean_student(),
+    "sd_dropout_clean_student_detach": lambda t: t.cross_entropy() | t.clean_student("forward"),
+    "dropout_ce": Terms.dropout_ce,
+    "clean_plus_dropout_ce": lambda t: t.cross_entropy() | t.dropout_ce(),
+    "cs_kd": Terms.cs_kd,
+    "cs_kd_sd_dropout": lambda t: (
+        t.cs_kd() | t.sd_dropout(name="loss_kl_dropout", size=len(t.features) // 2)
+    ),
+    "ddgsd": Terms.ddgsd,
+    "ddgsd_sd_dropout": lambda t: t.ddgsd() | t.dropped_views(),
+    "byot": Terms.byot,
+    "byot_sd_dropout": lambda t: t.byot() | t.sd_dropout(name="loss_kl_dropout"),
+    "dml": Terms.dml,
+    "dml_sd_dropout_a": lambda t: t.dml() | t.sd_dropout(name="loss_kl_dropout"),
 }
 
 
 def total_and_terms(arguments, inputs, labels, case):
     """The case's total loss, and its terms, as means over the batch."""
-    features, kernel, bias = (arguments[name] for name in ("features", "kernel", "bias"))
-    terms = CASES[case](Problem(features, kernel, bias, labels, inputs | arguments))
+    terms = CASES[case](Terms(inputs | arguments, labels))
     total = sum(weight * jnp.mean(values) for weight, values in terms.values())
     return total, {name: jnp.mean(values) for name, (_, values) in terms.items()}
 
@@ -190,15 +155,10 @@ def computed(request, dtype):
         labels = {case: jnp.asarray(golden[case]["labels"], jnp.int32) for case in CASES}
         return {case: derivative(arguments, inputs, labels[case], case) for case in CASES}
 
-    with (
-        jax.enable_x64(dtype == np.float64),
-        jax.numpy_dtype_promotion("strict"),
-        jax.numpy_rank_promotion("raise"),
-    ):
+    with jax.enable_x64(dtype == np.float64):
         inputs = {k: jnp.asarray(v, dtype) if isinstance(v, list) else v for k, v in inputs.items()}
         arguments = {name: inputs[name] for name in ARGUMENTS}
-        run = jax.jit(lambda arguments: all_cases(arguments, inputs))
-        return golden, jax.device_get(run(arguments))
+        return golden, jax.device_get(jax.jit(lambda args: all_cases(args, inputs))(arguments))
 
 
 def test_every_case_of_the_authors_is_covered():
@@ -210,8 +170,7 @@ def test_every_case_of_the_authors_is_covered():
 def test_value_and_gradients_equal_the_authors(case, computed, dtype):
     tolerance = 1e-9 if dtype == np.float64 else 1e-5
     golden, ((total, terms), gradients) = computed[0][case], computed[1][case]
-    terms.pop("not logged", None)
-    values = terms | {"loss_total": total}
+    values = {name: v for name, v in terms.items() if name != "not logged"} | {"loss_total": total}
     assert values.keys() == golden["losses"].keys()
     for name, value in values.items():
         assert value.dtype == dtype
@@ -220,6 +179,5 @@ def test_value_and_gradients_equal_the_authors(case, computed, dtype):
     assert recorded.keys() >= {"features", "kernel", "bias"}
     for name, expected in recorded.items():
         assert gradients[name].dtype == dtype
-        np.testing.assert_allclose(
-            gradients[name], expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name
-        )
+        atol = tolerance * np.abs(expected).max()
+        np.testing.assert_allclose(gradients[name], expected, rtol=0, atol=atol, err_msg=name)

@@ -15,7 +15,6 @@ from sdd_jax import (
     dropped_logits,
     sd_dropout_clean_student_loss,
     sd_dropout_loss,
-    symmetric_kl,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -29,12 +28,6 @@ def head(features):
     return features @ KERNEL
 
 
-@partial(jax.jit, static_argnames=("rate", "num_samples", "exclusive"))
-def samples_of(keys, rate, num_samples=2, exclusive=False):
-    """Dropped features, by the function that test_dropout tests."""
-    return dropout_samples(keys, FEATURES, rate=rate, num_samples=num_samples, exclusive=exclusive)
-
-
 def numpy_kl(target, prediction, temperature):
     p, q = (softmax(np.asarray(z, np.float64) / temperature, -1) for z in (target, prediction))
     return rel_entr(p, q).sum(axis=-1)
@@ -44,11 +37,21 @@ def numpy_symmetric_kl(u, v, temperature):
     return numpy_kl(u, v, temperature) + numpy_kl(v, u, temperature)
 
 
-@pytest.mark.parametrize("keys", [KEY, KEYS], ids=["one key", "a key per example"])
+@partial(jax.jit, static_argnames="options")
+def loss_and_logits(keys, temperature, options):
+    """The loss, and the logits of features dropped by the function that test_dropout tests."""
+    options = dict(options)
+    loss = sd_dropout_loss(FEATURES, head, keys, temperature=temperature, **options)
+    options = {"rate": 0.5, "num_samples": 2} | options
+    logits = dropped_logits(FEATURES, head, keys, **options)
+    return loss, logits, [head(x) for x in dropout_samples(keys, FEATURES, **options)]
+
+
+@pytest.mark.parametrize("keys", [KEY, KEYS], ids=["one key", "key per example"])
 @pytest.mark.parametrize(
     "options",
     [
-        {"rate": 0.5},
+        {},
         {"rate": (0.3, 0.5)},
         {"rate": 0.6, "exclusive": True},
         {"rate": 0.3, "num_samples": 3},
@@ -57,31 +60,35 @@ def numpy_symmetric_kl(u, v, temperature):
     ids=str,
 )
 def test_loss_is_the_mean_of_the_equation_over_pairs_of_dropped_features(keys, options):
-    logits = [head(sample) for sample in samples_of(keys, **options)]
-    loss = jax.jit(lambda keys: sd_dropout_loss(FEATURES, head, keys, temperature=2.0, **options))
+    loss, logits, expected_logits = loss_and_logits(keys, 2.0, tuple(options.items()))
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
     pairs = itertools.combinations(logits, 2)
     expected = 4 * np.mean([numpy_symmetric_kl(u, v, 2.0) for u, v in pairs], axis=0)
     assert (expected > 0.1).any()
-    np.testing.assert_allclose(loss(keys), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_defaults_are_those_of_the_paper():
     options = {"rate": 0.5, "temperature": 3.0, "num_samples": 2, "gradient": "both"}
-    np.testing.assert_array_equal(
-        sd_dropout_loss(FEATURES, head, KEY), sd_dropout_loss(FEATURES, head, KEY, **options)
-    )
+    expected = sd_dropout_loss(FEATURES, head, KEY, **options)
+    np.testing.assert_array_equal(sd_dropout_loss(FEATURES, head, KEY), expected)
+
+
+def test_clean_student_is_taught_by_the_dropped_posterior():
+    teacher = head(dropout(KEYS, FEATURES, rate=0.4))
+    loss = sd_dropout_clean_student_loss(FEATURES, head, KEYS, rate=0.4, temperature=2.0)
+    np.testing.assert_allclose(loss, 4 * numpy_kl(teacher, head(FEATURES), 2.0), rtol=1e-4)
 
 
 def test_rate_zero_gives_zero():
-    np.testing.assert_array_equal(sd_dropout_loss(FEATURES, head, KEY, rate=0.0), 0)
-    np.testing.assert_array_equal(sd_dropout_clean_student_loss(FEATURES, head, KEY, rate=0.0), 0)
+    for loss in (sd_dropout_loss, sd_dropout_clean_student_loss):
+        np.testing.assert_array_equal(loss(FEATURES, head, KEY, rate=0.0), 0)
 
 
-def enumerated_loss(features, kernel, rate, exclusive):
+def enumerated_loss(features, kernel, rate, exclusive=False, num_samples=2):
     """The expectation over all pairs of masks, weighted by their probabilities."""
     masks = np.array(list(itertools.product([0, 1], repeat=len(features))))
-    kept = masks.sum(axis=1)
-    probability = (1 - rate) ** kept * rate ** (len(features) - kept)
+    probability = np.prod(np.where(masks, 1 - rate, rate), axis=1)
     logits = (features * masks / (1 - rate)) @ kernel
     if exclusive:  # at rate 1/2, the second mask is the complement of the first
         assert rate == 0.5
@@ -96,15 +103,14 @@ def enumerated_loss(features, kernel, rate, exclusive):
     ids=str,
 )
 def test_mean_over_keys_is_the_expectation_by_enumeration(options):
-    draws = 8192
     features, kernel = RANDOM.normal(size=4) * 2, RANDOM.normal(size=(4, 3))
-    expected = enumerated_loss(features, kernel, options["rate"], options.get("exclusive", False))
-    repeated = jnp.broadcast_to(jnp.asarray(features, jnp.float32), (draws, 4))
-    float32_kernel = jnp.asarray(kernel, jnp.float32)
-    loss = jax.jit(
-        lambda keys: sd_dropout_loss(repeated, lambda f: f @ float32_kernel, keys, **options)
-    )(jax.random.split(jax.random.key(7), draws))
-    standard_error = np.std(loss) / np.sqrt(draws)
+    expected = enumerated_loss(features, kernel, **options)
+    repeated = jnp.tile(jnp.asarray(features, jnp.float32), (8192, 1))
+    to_logits = lambda f: f @ jnp.asarray(kernel, jnp.float32)  # noqa: E731
+    loss = jax.jit(lambda keys: sd_dropout_loss(repeated, to_logits, keys, **options))(
+        jax.random.split(jax.random.key(7), 8192)
+    )
+    standard_error = np.std(loss) / np.sqrt(8192)
     assert abs(np.mean(loss) - expected) < 4 * standard_error
     assert standard_error < 0.05 * expected  # otherwise the line above shows little
 
@@ -123,43 +129,6 @@ def test_head_is_called_once_on_all_masks(num_samples, shape):
 
     assert jax.eval_shape(loss, FEATURES.reshape(shape)).shape == shape[:-1]
     assert calls == [(shape[0] * num_samples, *shape[1:])]
-
-
-def test_dropped_logits_are_the_heads_of_dropped_features():
-    logits = dropped_logits(FEATURES, head, KEYS, rate=0.4, num_samples=3)
-    samples = samples_of(KEYS, 0.4, num_samples=3)
-    for z, sample in zip(logits, samples, strict=True):
-        np.testing.assert_allclose(z, head(sample), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("gradient", ["both", "forward", "reverse"])
-def test_gradient_reaches_the_features_as_that_of_symmetric_kl(gradient):
-    scales = [np.asarray(s / FEATURES) for s in samples_of(KEYS, 0.5)]
-
-    def by_hand(features):
-        u, v = (head(features * scale) for scale in scales)
-        return 4 * symmetric_kl(u, v, temperature=2.0, gradient=gradient).sum()
-
-    def loss(features):
-        return sd_dropout_loss(features, head, KEYS, temperature=2.0, gradient=gradient).sum()
-
-    expected = jax.jit(jax.grad(by_hand))(FEATURES)
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(FEATURES), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_clean_student_is_taught_by_the_dropped_posterior():
-    teacher = head(dropout(KEYS, FEATURES, rate=0.4))
-    loss = sd_dropout_clean_student_loss(FEATURES, head, KEYS, rate=0.4, temperature=2.0)
-    np.testing.assert_allclose(loss, 4 * numpy_kl(teacher, head(FEATURES), 2.0), rtol=1e-4)
-
-
-@pytest.mark.parametrize("loss", [sd_dropout_loss, sd_dropout_clean_student_loss])
-def test_masks_are_the_same_in_float64(loss):
-    single = loss(FEATURES, head, KEYS)
-    with jax.enable_x64(True):
-        kernel = jnp.asarray(KERNEL, jnp.float64)
-        double = loss(jnp.asarray(FEATURES, jnp.float64), lambda f: f @ kernel, KEYS)
-        np.testing.assert_allclose(double, single, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

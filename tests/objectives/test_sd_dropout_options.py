@@ -147,7 +147,15 @@ def test_values_out_of_range_are_refused(options, message):
         validate(with_sd_dropout, options)
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet18", "densenet121", "wide_resnet16_4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp",
+        "resnet18",
+        "wide_resnet16_4",
+        pytest.param("densenet121", marks=pytest.mark.slow),  # compiles for half a minute
+    ],
+)
 def test_resuming_with_the_output_of_a_stage_ends_where_the_whole_network_does(name):
     width = {"mlp": 8, "densenet121": 4}.get(name, 2)
     model = models.build({"name": name, "width": width}, num_classes=3, axis_name=None)

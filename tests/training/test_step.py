@@ -73,7 +73,8 @@ def setup(axis_name, *, objective=OBJECTIVE, ema=0.0, **options):
 
 def raw_batch(rows) -> RawBatch:
     rows = np.asarray(rows, np.int32)
-    return RawBatch((SPLIT.images[rows],), SPLIT.labels[rows], rows, rows % BATCH)
+    pixels = SPLIT.images[rows]
+    return RawBatch((pixels, pixels), SPLIT.labels[rows], rows, rows % BATCH)
 
 
 def close(a, b, tolerance):
@@ -85,11 +86,13 @@ def close(a, b, tolerance):
     assert difference <= tolerance * scale
 
 
-def test_gradients_statistics_and_metrics_on_n_devices_equal_those_on_one():
-    one_step, state = setup(None)
+@pytest.mark.parametrize("name", ["cross_entropy", "ddgsd"])  # ddgsd: joint batch norm of two views
+def test_gradients_statistics_and_metrics_on_n_devices_equal_those_on_one(name):
+    objective = objectives.with_sd_dropout(objectives.objectives.build({"name": name}), 0.5)
+    one_step, state = setup(None, objective=objective)
     one, one_metrics = jax.jit(one_step)(state, raw_batch(range(BATCH)))
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, one.params, state.params))) > 0.1
-    step, _ = setup(AXIS)
+    step, _ = setup(AXIS, objective=objective)
     for devices in (2, 4):
         shares = jax.tree.map(
             lambda x, n=devices: x.reshape(n, -1, *x.shape[1:]), raw_batch(range(BATCH))
