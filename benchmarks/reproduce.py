@@ -142,7 +142,7 @@ def main() -> None:
         rows = args.rows.split(",") if args.rows else list(PLANS[args.plan].rows)
         if unknown := set(rows) - set(PLANS[args.plan].rows):
             allowed = ", ".join(PLANS[args.plan].rows)
-            parser.error(f"--rows: must be of {allowed}, got {', '.join(sorted(unknown))}")
+            parser.error(f"--rows: must be among {allowed}, got {', '.join(sorted(unknown))}")
         for row, seed in schedule(args.plan, rows, args.seeds):
             run(args.plan, row, seed, args)
         print(tables.plan_table(args.plan))

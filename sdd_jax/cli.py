@@ -87,11 +87,11 @@ def _define_distributed() -> None:
 
 
 def _initialize_distributed() -> None:
-    given = flags.FLAGS
-    if given.distributed or given.coordinator_address:
+    args = flags.FLAGS
+    if args.distributed or args.coordinator_address:
         import jax
 
-        jax.distributed.initialize(given.coordinator_address, given.num_processes, given.process_id)
+        jax.distributed.initialize(args.coordinator_address, args.num_processes, args.process_id)
 
 
 def _run_name(card: str) -> str:

@@ -204,13 +204,13 @@ def words(argument: str, allowed: Sequence[str]) -> set[str]:
     Raises:
       InputError: a word that is not allowed.
     """
-    given = {word for word in argument.split(",") if word}
-    for word in sorted(given - set(allowed)):
+    requested = {word for word in argument.split(",") if word}
+    for word in sorted(requested - set(allowed)):
         raise InputError(
             f"unknown argument {word!r}; expected {' or '.join(allowed)}",
             field="--config=CARD.py:ARGUMENT",
         )
-    return given
+    return requested
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
