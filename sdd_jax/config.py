@@ -139,12 +139,25 @@ def complete(config: ConfigDict) -> ConfigDict:
     for name, registry in SELECTED.items():
         if name in values:
             selected = {str(key): value for key, value in values[name].items()}
-            if name == "optimizer":  # records of version 0.1 have no name there
-                selected = {"name": "sgd"} | selected
             full[name] = ConfigDict(registry.options(selected.pop("name", None), **selected))
     with within("config.eval"):
         full.eval.update(_validated_evaluation(values.get("eval", {}), list(full.eval)))
     return full
+
+
+def complete_record(config: ConfigDict) -> ConfigDict:
+    """Completes the config that a run has recorded; version 0.1 lacked some options that changed since.
+
+    Raises:
+      InputError: as :func:`complete`.
+    """
+    values = config.to_dict()
+    sections = [values.get(name) for name in ("optimizer", "objective")]
+    if all(isinstance(section, dict) for section in sections):
+        values["optimizer"] = {"name": "sgd"} | values["optimizer"]
+        if values["objective"].get("name") == "ddgsd":
+            values["objective"] = {"joint_batch": False} | values["objective"]
+    return complete(ConfigDict(values))
 
 
 def _names(function: Callable) -> list[str]:
@@ -174,7 +187,7 @@ def record(workdir: pathlib.Path, config: ConfigDict, *, first_process: bool) ->
         if first_process:
             write_config(workdir, config)
         return
-    different = differences(config, complete(read_config(workdir)))
+    different = differences(config, complete_record(read_config(workdir)))
     if different:
         raise InputError(
             f"{workdir} holds a run with another config ({'; '.join(different)}); "

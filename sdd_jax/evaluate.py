@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sdd_jax.config import complete
+from sdd_jax.config import complete, complete_record
 from sdd_jax.devices import replicate
 from sdd_jax.errors import InputError, within, writing
 from sdd_jax.evaluation import EvaluationSetup, Evaluator, records
@@ -147,7 +147,7 @@ def _folders(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
 
 
 def _config(folder: pathlib.Path, overrides: Mapping[str, Any], field: str) -> Any:
-    config = complete(read_config(folder, field=field))
+    config = complete_record(read_config(folder, field=field))
     config.update_from_flattened_dict(dict(overrides))
     return complete(config)
 

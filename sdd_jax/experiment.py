@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from sdd_jax import data, models, objectives
-from sdd_jax.config import complete, is_operational
+from sdd_jax.config import complete, complete_record, is_operational
 from sdd_jax.data import images
 from sdd_jax.data.engines import Engine, engines
 from sdd_jax.devices import AXIS
@@ -289,7 +289,7 @@ def _load_teacher(config: ConfigDict, dataset: data.Dataset) -> TrainedNetwork:
     if not workdir:
         raise InputError("must be the workdir of a finished run, got ''", field=field)
     folder = pathlib.Path(os.path.expanduser(workdir))
-    teacher = complete(read_config(folder, field=field))
+    teacher = complete_record(read_config(folder, field=field))
     for name, ours in config.dataset.items():
         theirs = teacher.dataset[name]
         if ours != theirs and not is_operational(f"dataset.{name}"):

@@ -1,4 +1,4 @@
-"""Four CPU devices, strict promotion, and data that several folders of tests share."""
+"""Test setup: four CPU devices, strict promotion, and shared fixtures."""
 
 import io
 import pathlib
@@ -22,7 +22,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--optimized",
         action="store_true",
-        help="with all of XLA's optimizations; without, tests compile in half the time",
+        help="enable all XLA optimizations; compilation takes twice as long",
     )
 
 
@@ -32,13 +32,13 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
-    """The repository, with train.py, eval.py and configs."""
+    """The repository root, which contains train.py, eval.py and configs."""
     return ROOT
 
 
 @pytest.fixture
 def tiny_config():
-    """A run of a few seconds: digits, a small MLP, SD-Dropout, 8 steps an epoch."""
+    """Config of a run of a few seconds: digits, a small MLP, SD-Dropout, 8 steps per epoch."""
     from sdd_jax import config as configs
     from sdd_jax.models import models
 
@@ -54,7 +54,7 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def encoded():
-    """Turns an array into an image file, at its start."""
+    """Function that encodes an array as an in-memory image file."""
 
     def encode(image, kind="PNG"):
         file = io.BytesIO()
@@ -67,15 +67,15 @@ def encoded():
 
 @pytest.fixture(scope="session")
 def prepare():
-    """Writes a data set of ArrayRecord files into a data_dir."""
+    """Function that writes a TFDS data set of ArrayRecord files to a data_dir."""
 
     def prepare(data_dir, set_name, features, splits):
-        """``splits``: name -> list of examples."""
+        """``splits`` maps each split name to its examples."""
         import tensorflow_datasets as tfds
 
         with tfds.core.registered.skip_registration():
 
-            class Made(tfds.core.GeneratorBasedBuilder):
+            class Builder(tfds.core.GeneratorBasedBuilder):
                 name = set_name
                 VERSION = tfds.core.Version("1.0.0")
 
@@ -90,14 +90,14 @@ def prepare():
                 def _generate_examples(self):
                     raise NotImplementedError
 
-        Made(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+        Builder(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
 
     return prepare
 
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory, prepare, encoded):
-    """A data_dir with ``tiny_birds``: 48 and 14 JPEGs of three classes, of different sizes."""
+    """A data_dir with ``tiny_birds``: 48 and 14 JPEGs of various sizes, in three classes."""
     import tensorflow_datasets as tfds
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The command lines, as a user runs them."""
+"""The command lines of train.py and eval.py."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def checksums(workdir):
 
 @pytest.fixture(scope="module")
 def default_run(root, tmp_path_factory):
-    """``python train.py`` as it stands, from another folder than the checkout."""
+    """Workdir and process of ``python train.py`` without arguments, run outside the checkout."""
     folder = tmp_path_factory.mktemp("default")
     done = run(root, "train.py", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def test_the_default_run_learns_the_digits(default_run):
     assert done.stderr == ""
 
 
-def test_eval_repeats_the_figure_from_the_checkpoint(root, default_run):
+def test_eval_reproduces_the_logged_accuracy(root, default_run):
     workdir, _ = default_run
     done = run(root, "eval.py", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
@@ -84,7 +84,7 @@ def test_eval_repeats_the_figure_from_the_checkpoint(root, default_run):
         ("--compare=nowhere", "--compare: must hold a run"),
     ],
 )
-def test_eval_says_in_one_line_what_it_cannot_do(root, default_run, argument, message):
+def test_eval_refuses_bad_arguments_in_one_line(root, default_run, argument, message):
     checks = [] if argument.startswith("--checks") else ["--checks=accuracy,ood"]
     done = run(root, "eval.py", f"--workdir={default_run[0]}", *checks, argument)
     assert done.returncode == 2, done.stderr
@@ -93,9 +93,7 @@ def test_eval_says_in_one_line_what_it_cannot_do(root, default_run, argument, me
     assert done.stderr.count("\n") == 1
 
 
-def test_four_devices_start_out_on_the_loss_curve_of_one_and_end_as_accurate(
-    root, default_run, tmp_path
-):
+def test_four_devices_match_the_early_losses_and_final_accuracy_of_one(root, default_run, tmp_path):
     done = run(root, "train.py", f"--workdir={tmp_path}", devices=4)
     assert done.returncode == 0, done.stderr
     one, four = metrics(default_run[0]), metrics(tmp_path)
@@ -110,7 +108,7 @@ def test_four_devices_start_out_on_the_loss_curve_of_one_and_end_as_accurate(
 
 
 @pytest.mark.parametrize("engine", ["resident", "streamed"])
-def test_two_processes_of_two_devices_train_the_run_of_one_and_stop_together(
+def test_two_processes_of_two_devices_match_one_process_and_stop_together(
     root, default_run, tmp_path, engine
 ):
     with socket.socket() as probe:
@@ -138,19 +136,19 @@ def test_two_processes_of_two_devices_train_the_run_of_one_and_stop_together(
     processes[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], errors
-    early = [a for a in metrics(default_run[0]) if a["step"] <= 50]
+    early = [line for line in metrics(default_run[0]) if line["step"] <= 50]
     assert len(early) == 5
     for one, two in zip(early, metrics(tmp_path), strict=False):
         assert one["step"] == two["step"]
         np.testing.assert_allclose(one["train/loss"], two["train/loss"], rtol=1e-4)
-    of_two = metrics(tmp_path)[4]
-    of_one = evaluate_workdir(str(tmp_path), ["accuracy"], checkpoint="50")
-    assert of_two["step"] == of_one["step"] == 50
+    logged = metrics(tmp_path)[4]
+    expected = evaluate_workdir(str(tmp_path), ["accuracy"], checkpoint="50")
+    assert logged["step"] == expected["step"] == 50
     for name in ("eval/accuracy", "eval/nll", "eval/ece"):
-        np.testing.assert_allclose(of_two[name], of_one[name], rtol=1e-4)
+        np.testing.assert_allclose(logged[name], expected[name], rtol=1e-4)
 
 
-def test_sigterm_saves_and_the_same_command_resumes_on_another_number_of_devices(root, tmp_path):
+def test_sigterm_saves_and_the_same_command_resumes_on_more_devices(root, tmp_path):
     process = subprocess.Popen(
         command(root, "train.py", f"--workdir={tmp_path}", "--config.duration=120 epochs"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),

@@ -1,4 +1,4 @@
-"""Recipe cards: each loads and says what its recipe says."""
+"""Recipe cards and the validation of configs."""
 
 import math
 
@@ -12,7 +12,7 @@ from sdd_jax import models, recipes
 from sdd_jax.errors import InputError
 
 
-def test_every_card_is_complete_and_says_where_it_comes_from(root):
+def test_every_card_is_complete_and_cites_its_paper_and_command(root):
     cards = sorted(root.glob("configs/*.py"))
     assert len(cards) >= 3
     for card in cards:
@@ -78,7 +78,7 @@ def test_arguments_of_a_card_choose_the_objective_and_the_scale():
 
 @pytest.mark.parametrize("card", ["cifar100_resnet18", "cub200_resnet18"])
 @pytest.mark.parametrize("method", recipes.METHODS)
-def test_a_method_is_an_argument_of_the_papers_cards(card, method):
+def test_the_papers_cards_accept_every_method_as_an_argument(card, method):
     alone, combined, plain = (
         load_card(f"configs/{card}.py:{words}") for words in (method, f"{method},sd_dropout", "ce")
     )
@@ -89,7 +89,7 @@ def test_a_method_is_an_argument_of_the_papers_cards(card, method):
     assert alone == plain
 
 
-def test_another_entry_replaces_the_whole_section():
+def test_another_entry_replaces_all_options_of_the_section():
     config = configs.default()
     config.model = {"name": "resnet18", "width": 16}
     assert configs.complete(config).model.stem == "cifar"
@@ -101,10 +101,10 @@ def test_another_entry_replaces_the_whole_section():
         configs.complete(config)
 
 
-def test_the_record_of_an_earlier_version_gets_the_defaults_of_what_it_lacks():
+def test_missing_fields_of_an_earlier_version_get_their_defaults():
     record = configs.default().to_dict()
     del record["inputs"], record["eval"]["mc_samples"]
-    record["dataset"]["mean"] = [0.5]  # as JSON gives it back
+    record["dataset"]["mean"] = [0.5]  # JSON turns tuples into lists
     config = configs.complete(ConfigDict(record))
     assert config.inputs == "train"
     assert config.eval.mc_samples == 100
@@ -120,7 +120,7 @@ def test_the_record_of_an_earlier_version_gets_the_defaults_of_what_it_lacks():
         ("eval", "config.eval.nope: unknown field; expected batch_size, "),
     ],
 )
-def test_a_field_that_is_none_is_refused(section, message):
+def test_an_unknown_field_is_refused(section, message):
     record = configs.default().to_dict()
     (record[section] if section else record)["nope"] = 1
     with pytest.raises(InputError, match=message):
@@ -130,10 +130,10 @@ def test_a_field_that_is_none_is_refused(section, message):
 def record_with(field, value):
     record = configs.default().to_dict()
     *sections, key = field.split(".")
-    part = record
+    parent = record
     for section in sections:
-        part = part[section]
-    part[key] = value
+        parent = parent[section]
+    parent[key] = value
     return ConfigDict(record)
 
 
@@ -170,12 +170,12 @@ def record_with(field, value):
         ("schedule", {"name": "step", "milestones": "3 epochs"}, "must be a list of strings"),
     ],
 )
-def test_a_value_of_another_type_is_refused_whatever_built_the_config(field, value, message):
+def test_a_value_of_the_wrong_type_or_range_is_refused(field, value, message):
     with pytest.raises(InputError, match=message):
         configs.complete(record_with(field, value))
 
 
-def test_whole_numbers_are_numbers_lists_are_tuples_and_all_become_pythons_own():
+def test_values_are_converted_to_floats_tuples_and_python_types():
     assert (
         configs.complete(record_with("optimizer.learning_rate", 1)).optimizer.learning_rate == 1.0
     )
@@ -193,7 +193,7 @@ def test_whole_numbers_are_numbers_lists_are_tuples_and_all_become_pythons_own()
     )
 
 
-def test_a_record_of_version_0_1_has_sgd_without_a_name():
+def test_a_record_of_version_0_1_has_its_optimizer_and_two_passes_of_ddgsd():
     record = configs.default().to_dict()
     record["optimizer"] = {
         "learning_rate": 0.2,
@@ -201,17 +201,21 @@ def test_a_record_of_version_0_1_has_sgd_without_a_name():
         "nesterov": True,
         "weight_decay": 0.1,
     }
-    optimizer = configs.complete(ConfigDict(record)).optimizer
+    record["objective"] = {"name": "ddgsd", "weight": 1.0}
+    config = configs.complete_record(ConfigDict(record))
+    optimizer = config.optimizer
     assert optimizer.to_dict() | record["optimizer"] == optimizer.to_dict()
     assert (optimizer.name, optimizer.ema) == ("sgd", 0.0)
+    assert config.objective.joint_batch is False  # as version 0.1 trained
+    assert configs.complete(config) == config
 
 
 @pytest.mark.parametrize("section", ["", "dataset", "model", "optimizer", "sd_dropout", "eval"])
-def test_a_key_that_python_reserves_is_an_unknown_field(section):
+def test_a_reserved_python_name_is_an_unknown_field(section):
     record = configs.default().to_dict()
     (record[section] if section else record)["__class__"] = 1
 
-    class Record:  # what a config of json may hold, but a ConfigDict cannot
+    class Record:  # JSON allows this key, ConfigDict does not
         to_dict = staticmethod(lambda: record)
 
     with pytest.raises(InputError, match="__class__"):

@@ -13,14 +13,14 @@ from sdd_jax.devices import CACHE_FOLDER, enable_compilation_cache, let_cpu_coll
 
 @pytest.fixture
 def cache_dir(monkeypatch):
-    """The folder that is set in JAX's config, without an effect on other tests."""
+    """Function that returns the cache folder set in JAX's config, which is patched."""
     monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
-    told = {"jax_compilation_cache_dir": None}
-    monkeypatch.setattr(jax.config, "update", told.__setitem__)
-    return lambda: told["jax_compilation_cache_dir"]
+    settings = {"jax_compilation_cache_dir": None}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    return lambda: settings["jax_compilation_cache_dir"]
 
 
-def test_the_folder_is_beside_the_run_and_private(cache_dir, tmp_path):
+def test_the_cache_folder_is_private_and_next_to_the_workdir(cache_dir, tmp_path):
     enable_compilation_cache(str(tmp_path / "runs" / "a"))
     folder = tmp_path / "runs" / CACHE_FOLDER
     assert cache_dir() == str(folder)
@@ -51,7 +51,7 @@ def test_a_link_is_not_followed(cache_dir, tmp_path):
     assert cache_dir() is None
 
 
-def test_without_a_folder_there_is_no_cache(cache_dir, tmp_path):
+def test_a_folder_that_cannot_be_created_disables_the_cache(cache_dir, tmp_path):
     (tmp_path / "file").touch()
     for workdir in (tmp_path / "file" / "a", "a\0/b/c", "\ud800/b/c"):
         enable_compilation_cache(str(workdir))
@@ -59,13 +59,13 @@ def test_without_a_folder_there_is_no_cache(cache_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_second_start_uses_the_cache_and_a_damaged_one_is_deleted(root, tmp_path):
-    given = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+def test_a_second_run_uses_the_cache_and_a_damaged_cache_is_deleted(root, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
 
     def train(name):
         arguments = (f"--workdir={tmp_path / name}", "--config.duration=2 steps")
         command = [sys.executable, str(root / "train.py"), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr
         compiled = {path: path.stat().st_mtime_ns for path in (tmp_path / CACHE_FOLDER).glob("*")}
         return done.stdout.rpartition(" is finished: ")[2], done.stderr, compiled
@@ -76,13 +76,13 @@ def test_the_second_start_uses_the_cache_and_a_damaged_one_is_deleted(root, tmp_
     assert first[1] == ""
     for path in first[2]:
         path.write_bytes(path.read_bytes()[:100])
-    cut_off, after = train("cut_off"), train("after")
-    assert cut_off == (first[0], "", {})  # compiled again, and the damaged cache is gone
+    truncated, after = train("cut_off"), train("after")
+    assert truncated == (first[0], "", {})  # recompiled; the damaged cache is deleted
     assert after[:2] == first[:2]
     assert after[2].keys() == first[2].keys()
 
 
-def test_collectives_of_cpu_devices_wait_and_the_users_flags_stay(monkeypatch):
+def test_cpu_collectives_wait_longer_and_user_flags_are_kept(monkeypatch):
     name = "xla_cpu_collective_call_terminate_timeout_seconds"
     for flags in ("", f"--xla_dump_to=x --{name}=7"):
         monkeypatch.setenv("XLA_FLAGS", flags)

@@ -1,4 +1,4 @@
-"""Plugins: a user's own file registers entries, and the run records it."""
+"""Plugins: Python files that register entries and are recorded with the run."""
 
 import json
 
@@ -40,7 +40,7 @@ def net(*, num_classes, width=16):
 """
 
 
-def test_a_users_file_trains_and_is_found_again(tmp_path, tiny_config, monkeypatch):
+def test_a_plugin_trains_and_is_loaded_by_the_evaluation(tmp_path, tiny_config, monkeypatch):
     (tmp_path / "mine.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     tiny_config.imports = ("mine.py",)
@@ -48,8 +48,8 @@ def test_a_users_file_trains_and_is_found_again(tmp_path, tiny_config, monkeypat
     tiny_config.model = {"name": "net_in_test", "width": 24}
     result = train_and_evaluate(tiny_config, "run")
     monkeypatch.chdir(tmp_path.parent)
-    again = evaluate_workdir(str(tmp_path / "run"))
-    assert again["eval/accuracy"] == result["eval/accuracy"] > 0.3
+    evaluated = evaluate_workdir(str(tmp_path / "run"))
+    assert evaluated["eval/accuracy"] == result["eval/accuracy"] > 0.3
     record = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert record["imports"] == [str(tmp_path / "mine.py")]
     assert record["objective"] == {"name": "focal_in_test", "gamma": 1.0}
@@ -71,7 +71,7 @@ def test_a_users_file_trains_and_is_found_again(tmp_path, tiny_config, monkeypat
         ("1 / 0", "mine.py", "config.imports: 'mine.py' fails: ZeroDivisionError"),
     ],
 )
-def test_a_file_that_is_not_there_or_fails_is_refused(
+def test_a_missing_or_failing_plugin_is_refused(
     source, name, message, tmp_path, tiny_config, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

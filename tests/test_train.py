@@ -1,4 +1,4 @@
-"""A run from start to end, interrupted and resumed."""
+"""Training runs: complete, interrupted, resumed and refused."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def equal(a, b):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An uninterrupted run: config, folder, result."""
+    """Config, workdir and result of an uninterrupted run."""
     from sdd_jax import config as base
     from sdd_jax.models import models
 
@@ -53,7 +53,7 @@ def test_the_workdir_holds_config_metrics_events_and_checkpoints(finished):
     config, folder, result = finished
     record = json.loads((folder / "config.json").read_text())
     assert record["config"]["model"]["width"] == 16
-    assert record["config"]["model"]["dtype"] == "float32"  # options the card left out, too
+    assert record["config"]["model"]["dtype"] == "float32"  # including defaults of the options
     assert {"jax", "flax", "sdd_jax", "python"} <= set(record["versions"])
     steps = [line["step"] for line in lines(folder)]
     assert steps == sorted(set(steps))
@@ -71,14 +71,14 @@ def test_the_workdir_holds_config_metrics_events_and_checkpoints(finished):
     assert lines(folder)[-1]["eval/accuracy"] == result["eval/accuracy"]
 
 
-def test_eval_repeats_the_figures_of_the_last_step(finished):
+def test_eval_reproduces_the_metrics_of_the_last_step(finished):
     _, folder, result = finished
     repeated = evaluate_workdir(str(folder))
     assert repeated | {"step": 32} | result == repeated
     assert json.loads((folder / "eval" / "metrics.json").read_text()) == repeated
 
 
-def test_a_finished_run_says_so_and_trains_no_more(finished, monkeypatch, capsys):
+def test_a_finished_run_is_reported_and_not_trained_further(finished, monkeypatch, capsys):
     config, folder, result = finished
     monkeypatch.setattr(train, "compile_train_call", lambda *_: pytest.fail("compiled"))
     before = (folder / "metrics.jsonl").read_bytes()
@@ -108,7 +108,7 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_parameters_and_log(
 
         return compile_and_stop
 
-    for step in (2, 15, 31):  # in the middle of an epoch, at the end of one, at the very end
+    for step in (2, 15, 31):  # mid-epoch, at the end of an epoch, and at the end of training
         monkeypatch.setattr(train, "compile_train_call", stop_at(step))
         with pytest.raises(train.Interrupted, match=f"after step {step + 1}, which is saved"):
             train.train_and_evaluate(config, str(tmp_path))
@@ -143,7 +143,7 @@ def test_lines_after_the_checkpoint_are_dropped_on_resume(finished, tmp_path, mo
     assert steps == sorted(set(steps))
 
 
-def test_another_config_in_the_same_workdir_is_refused_with_the_fields(finished):
+def test_another_config_in_the_same_workdir_is_refused_and_the_fields_are_named(finished):
     config, folder, _ = finished
     other = config.copy_and_resolve_references()
     other.sd_dropout.rate = 0.3
@@ -152,37 +152,37 @@ def test_another_config_in_the_same_workdir_is_refused_with_the_fields(finished)
     ):
         train.train_and_evaluate(other, str(folder))
     other = config.copy_and_resolve_references()
-    other.log_every = "3 steps"  # does not change what is trained
+    other.log_every = "3 steps"  # has no effect on training
     train.train_and_evaluate(other, str(folder))
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     tiny_config, tmp_path, monkeypatch
 ):
     step_fn = train.train_step
 
-    def poisoned(state, raw, constants, **options):
+    def nan_step(state, raw, constants, **options):
         state, metrics = step_fn(state, raw, constants, **options)
         return state, metrics | {"loss": jax.numpy.where(state.step == 14, np.nan, metrics["loss"])}
 
-    monkeypatch.setattr(train, "train_step", poisoned)
+    monkeypatch.setattr(train, "train_step", nan_step)
     with pytest.raises(train.NonFiniteLossError, match="the loss is nan at step 14"):
         train.train_and_evaluate(tiny_config, str(tmp_path))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
 
 
 @pytest.mark.parametrize("eval_every", ["8 steps", "1000 steps"])
-def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(
+def test_a_non_finite_state_is_neither_saved_nor_evaluated(
     tiny_config, tmp_path, monkeypatch, eval_every
 ):
     step_fn = train.train_step
 
-    def exploding(state, raw, constants, **options):
-        state, metrics = step_fn(state, raw, constants, **options)  # whose loss is still finite
+    def infinite_step(state, raw, constants, **options):
+        state, metrics = step_fn(state, raw, constants, **options)  # the loss is still finite
         factor = jax.numpy.where(state.step == 16, np.inf, 1.0)
         return state.replace(params=jax.tree.map(lambda x: x * factor, state.params)), metrics
 
-    monkeypatch.setattr(train, "train_step", exploding)
+    monkeypatch.setattr(train, "train_step", infinite_step)
     tiny_config.eval_every = eval_every
     with pytest.raises(train.NonFiniteLossError, match="after step 16; the last good checkpoint"):
         train.train_and_evaluate(tiny_config, str(tmp_path))
@@ -194,18 +194,18 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(
 def test_calls_in_flight_are_bounded(tiny_config, tmp_path, monkeypatch):
     compiled, losses = train.compile_train_call, []
 
-    def compile_and_look(*args):
+    def compile_checked(*args):
         call = compiled(*args)
 
-        def look(*args):
+        def checked_call(*args):
             assert all(loss.is_ready() for loss in losses[: -train.MAX_CALLS_IN_FLIGHT])
             state, metrics = call(*args)
             losses.append(metrics["loss"])
             return state, metrics
 
-        return look
+        return checked_call
 
-    monkeypatch.setattr(train, "compile_train_call", compile_and_look)
+    monkeypatch.setattr(train, "compile_train_call", compile_checked)
     tiny_config.model = {"name": "mlp", "width": 1024, "depth": 3}  # slower than its dispatch
     tiny_config.duration = tiny_config.log_every = tiny_config.eval_every = "40 steps"
     tiny_config.checkpoint_every = "40 steps"
@@ -213,7 +213,7 @@ def test_calls_in_flight_are_bounded(tiny_config, tmp_path, monkeypatch):
     assert len(losses) == 40
 
 
-def test_calls_lie_on_a_grid_that_does_not_depend_on_where_a_run_resumed():
+def test_call_boundaries_do_not_depend_on_the_resumed_step():
     class Plan:
         eval_every, checkpoint_every, total_steps, steps_per_call = 10, 15, 32, 4
 
@@ -285,7 +285,7 @@ def test_bad_input_is_refused_before_anything_is_compiled_or_written(
     assert not workdir.exists()
 
 
-def test_exclusive_masks_that_do_not_fit_are_refused(tiny_config, tmp_path):
+def test_exclusive_masks_with_an_unsuitable_rate_are_refused(tiny_config, tmp_path):
     tiny_config.sd_dropout.exclusive = True
     tiny_config.sd_dropout.rate = 0.4
     with pytest.raises(
@@ -312,7 +312,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000])
-def test_a_workdir_that_no_folder_can_be_called_is_refused(tiny_config, tmp_path, name):
+def test_an_invalid_folder_name_is_refused(tiny_config, tmp_path, name):
     with pytest.raises(InputError, match="--workdir: must be writable"):
         train.train_and_evaluate(tiny_config, str(tmp_path / name))
 

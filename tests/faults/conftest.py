@@ -1,7 +1,7 @@
-"""Programs that are killed, starved and fed with rubbish: how to start one, and what to say of its end.
+"""Fixtures that run the programs as subprocesses and check how they end.
 
-With ``SDD_JAX_FAULTS_RESULTS=FILE`` the suite writes what it counts to FILE. It collects the parts in
-FILE.parts beside it: remove that to start anew.
+With ``SDD_JAX_FAULTS_RESULTS=FILE`` the suite writes its statistics to FILE. Partial results accumulate
+in FILE.parts; delete that file to start over.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ HERE = pathlib.Path(__file__).parent
 PACKAGES = (
     "jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "ml_collections", "hypothesis", "numpy"
 )  # fmt: skip
-LIMIT = 240  # seconds that no program here needs
-TINY = (  # a run of a few seconds after it has started
+LIMIT = 240  # timeout in seconds, above the duration of any program here
+TINY = (  # a run of a few seconds, after startup
     "--config.model={'name': 'mlp', 'width': 16, 'depth': 1}",
     "--config.augment.pad=1",
     "--config.optimizer.learning_rate=0.05",
@@ -38,11 +38,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.faults)
-            item.add_marker(pytest.mark.slow)
 
 
 class Programs:
-    """``train.py`` and ``eval.py`` of this checkout, on one CPU device."""
+    """Runs ``train.py`` and ``eval.py`` of this checkout on one CPU device."""
 
     def __init__(self, root: pathlib.Path):
         self._root = root
@@ -52,7 +51,7 @@ class Programs:
         return [sys.executable, str(self._root / script), *map(str, arguments)]
 
     def run(self, script, *arguments, **options):
-        """Runs to the end."""
+        """Runs a program until it exits."""
         defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.run(
             self.command(script, *arguments),
@@ -64,7 +63,7 @@ class Programs:
 
     @contextlib.contextmanager
     def started(self, script, *arguments, output=subprocess.DEVNULL, **options):
-        """A program that runs; it is killed at the latest when the test is done with it."""
+        """Context manager of a running program; kills it on exit."""
         defaults = {"stdout": output, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(
             self.command(script, *arguments), env=self.environment, **(defaults | options)
@@ -75,7 +74,7 @@ class Programs:
                 process.kill()
 
     def finished(self, workdir, *arguments, **options):
-        """Trains to the end, and says nothing but that on the way."""
+        """Trains to the end and checks that the run finished."""
         done = self.train(workdir, *arguments, **options)
         assert done.returncode == 0, done.stderr
         assert "is finished: step" in done.stdout
@@ -89,27 +88,27 @@ def programs(root):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Arguments of ``train.py``."""
+    """Arguments of ``train.py`` for a run of 60 steps."""
     return TINY
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(programs, tmp_path_factory):
-    """The folder of a run of ``tiny`` from which nobody has taken anything."""
+    """Workdir of an uninterrupted run of ``tiny``; tests must not modify it."""
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     programs.finished(workdir, *TINY)
     return workdir
 
 
 class Workdir:
-    """What is in the folder of a run."""
+    """Contents of a workdir."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
 
     @property
     def lines(self):
-        """``metrics.jsonl`` but for its speeds; of a run that is at work the last may be half there."""
+        """Lines of ``metrics.jsonl`` without speeds; skips a line that is still being written."""
         path = self.path / "metrics.jsonl"
         lines = []
         for text in path.read_text().splitlines() if path.is_file() else []:
@@ -125,62 +124,62 @@ class Workdir:
 
     @property
     def steps(self):
-        """Of the checkpoints that are complete."""
-        found = (p.name for p in (self.path / "checkpoints").glob("*"))
-        return sorted(int(name) for name in found if name.isdigit())
+        """Steps of the complete checkpoints."""
+        names = (p.name for p in (self.path / "checkpoints").glob("*"))
+        return sorted(int(name) for name in names if name.isdigit())
 
     @property
     def unfinished(self):
-        """Checkpoints that are being written, or whose writing was cut off."""
+        """Incomplete checkpoints: still being written, or interrupted."""
         return {(p.name, _inode(p)) for p in (self.path / "checkpoints").glob("*tmp*")}
 
     @property
     def digests(self):
-        """Every byte of every checkpoint."""
+        """Contents of every checkpoint file, by relative path."""
         files = (self.path / "checkpoints").rglob("*")
         return {str(p.relative_to(self.path)): p.read_bytes() for p in files if p.is_file()}
 
     def record(self, step):
-        """The checksums of the arrays of a checkpoint, and its validation accuracy."""
+        """Array checksums and validation accuracy of a checkpoint."""
         path = self.path / "checkpoints" / str(step) / "record" / "metadata"
         return json.loads(path.read_text())
 
     def await_line(self, process, step):
-        """Until the log has come to a step."""
+        """Waits until the log reaches a step."""
         self.await_(process, lambda: self.last_logged >= step, f"step {step}")
 
     def await_writing(self, process):
-        """Until a checkpoint is being written."""
+        """Waits until a checkpoint is being written."""
         self.await_(process, lambda: self.unfinished, "a checkpoint")
 
     def await_checkpoint(self, process, step):
         self.await_(process, lambda: max(self.steps, default=0) >= step, f"checkpoint {step}")
 
-    def await_(self, process, condition, what):
-        """Until the condition holds, of a process that is still at work."""
+    def await_(self, process, condition, event):
+        """Waits until the condition holds while the process is running."""
         deadline = time.monotonic() + LIMIT
         while not condition():
-            assert process.poll() is None, f"ended before {what}: {process.stderr.read()}"
-            assert time.monotonic() < deadline, f"did not come to {what}"
+            assert process.poll() is None, f"ended before {event}: {process.stderr.read()}"
+            assert time.monotonic() < deadline, f"timed out waiting for {event}"
             time.sleep(0.002)
 
 
 def _inode(path):
     try:
         return path.stat().st_ino
-    except FileNotFoundError:  # it is complete by now, and has its name
+    except FileNotFoundError:  # completed and renamed meanwhile
         return None
 
 
 @pytest.fixture(scope="session")
-def look():
-    """``look(path)``: what is in the folder of a run."""
+def inspect():
+    """``inspect(path)`` returns the contents of a workdir."""
     return Workdir
 
 
 @pytest.fixture(scope="session")
 def ends_like():
-    """Says that a run has ended bit for bit, and line for line, as another one."""
+    """Asserts that a run has the checkpoints, bit for bit, and the log of another run."""
 
     def ends_like(path, expected):
         ours, theirs = Workdir(path), Workdir(expected)
@@ -195,7 +194,7 @@ def ends_like():
 
 @pytest.fixture(scope="session")
 def refused():
-    """Says that a program has ended with one line of these words, and nothing else."""
+    """Asserts an exit status and a one-line error message that contains the given words."""
 
     def refused(status, returncode, stderr, *words):
         assert returncode == status, stderr
@@ -207,30 +206,30 @@ def refused():
 
 
 @pytest.fixture(scope="session")
-def count():
-    """``count(what, name, figures)`` adds to the result file, if one is asked for."""
+def report():
+    """``report(section, name, values)`` adds to the result file, if one is requested."""
 
-    def count(what, name, figures):
+    def report(section, name, values):
         if path := os.environ.get("SDD_JAX_FAULTS_RESULTS"):
-            _merge(pathlib.Path(path), {what: {name: figures}})
+            _merge(pathlib.Path(path), {section: {name: values}})
 
-    return count
+    return report
 
 
 @pytest.fixture(autouse=True)
-def timed(request, count):
+def record_duration(request, report):
     started = time.time()
     yield
-    count("seconds", request.node.nodeid, time.time() - started)
+    report("seconds", request.node.nodeid, time.time() - started)
 
 
-def _merge(path: pathlib.Path, added):
-    """Adds sections to the file; two processes of the suite may do so at once."""
+def _merge(path: pathlib.Path, sections):
+    """Adds sections to the file; locked, since two pytest workers may write at once."""
     with path.with_name(path.name + ".parts").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         parts = json.loads(file.read() or "{}")
-        for section, entries in added.items():
+        for section, entries in sections.items():
             parts.setdefault(section, {}).update(entries)
         file.truncate(0)
         file.write(json.dumps(parts))

@@ -1,4 +1,4 @@
-"""Files of a run that are cut, emptied, changed in one bit, or gone."""
+"""Truncated, emptied, bit-flipped and removed files of a run."""
 
 import collections
 import json
@@ -18,10 +18,10 @@ from sdd_jax.training.optimizers import optimizers
 from sdd_jax.training.state import create
 
 
-def flip(path, share):
-    """Changes one bit of the byte that lies this far into the file."""
+def flip(path, fraction):
+    """Flips one random bit of the byte at ``fraction`` of the file's length."""
     data = bytearray(path.read_bytes())
-    data[round(share * (len(data) - 1))] ^= 1 << random.randrange(8)
+    data[round(fraction * (len(data) - 1))] ^= 1 << random.randrange(8)
     path.write_bytes(data)
 
 
@@ -35,15 +35,15 @@ DAMAGES = {
 
 @pytest.fixture(scope="module")
 def state():
-    """Arrays of which some lie in files of their own."""
+    """A training state large enough that Orbax gives some arrays their own files."""
     model = build({"name": "mlp", "width": 40, "depth": 2}, num_classes=3)
     optimizer = optimizers.build({"name": "sgd"}, schedule=lambda rate: rate)
     return jax.device_get(create(model, optimizer, seed=0, image_shape=(4, 4, 1)))
 
 
 def at(state, step):
-    move = np.float32(step)
-    params = jax.tree.map(lambda x: x + move, state.params)
+    shift = np.float32(step)
+    params = jax.tree.map(lambda x: x + shift, state.params)
     return state.replace(step=np.int32(step), params=params)
 
 
@@ -53,7 +53,7 @@ def equal(a, b):
 
 @pytest.fixture(scope="module")
 def saved(state, tmp_path_factory):
-    """Workdirs with checkpoints 1 and 2, and with 2 alone."""
+    """Two workdirs: one with checkpoints 1 and 2, one with checkpoint 2 only."""
     folders = {}
     for name, steps in (("two", (1, 2)), ("one", (2,))):
         folders[name] = tmp_path_factory.mktemp("saved") / name
@@ -65,15 +65,15 @@ def saved(state, tmp_path_factory):
 
 
 def restored(folder, state, reader):
-    """The step, None if it is refused, and whether all of it is as it was saved."""
+    """Restored step, or None if refused, and a flag: the arrays equal the saved ones."""
     checkpoints = Checkpoints(folder, read_only=reader == "variables")
     try:
         if reader == "variables":
             like = {"params": state.params, "batch_stats": state.batch_stats}
-            step, found = checkpoints.restore_variables(like)
-            return step, equal(found, like | {"params": at(state, step).params})
-        found = checkpoints.restore(state)
-        return int(found.step), equal(found, at(state, int(found.step)))
+            step, variables = checkpoints.restore_variables(like)
+            return step, equal(variables, like | {"params": at(state, step).params})
+        result = checkpoints.restore(state)
+        return int(result.step), equal(result, at(state, int(result.step)))
     except InputError:
         return None, True
     finally:
@@ -81,11 +81,11 @@ def restored(folder, state, reader):
 
 
 @pytest.mark.parametrize("reader", ["state", "variables"])
-@pytest.mark.parametrize("there", ["two", "one"])
-def test_restored_arrays_are_the_saved_ones_whatever_file_is_damaged(
-    saved, state, there, reader, tmp_path, count, caplog
+@pytest.mark.parametrize("num_checkpoints", ["two", "one"])
+def test_restored_arrays_equal_the_saved_ones_whichever_file_is_damaged(
+    saved, state, num_checkpoints, reader, tmp_path, report, caplog
 ):
-    source, outcomes = saved[there], collections.Counter()
+    source, outcomes = saved[num_checkpoints], collections.Counter()
     files = [p for p in (source / "checkpoints" / "2").rglob("*") if p.is_file()]
     assert len(files) > 10
     for number, file in enumerate(files):
@@ -95,19 +95,19 @@ def test_restored_arrays_are_the_saved_ones_whatever_file_is_damaged(
             apply(folder / file.relative_to(source))
             caplog.clear()
             case = f"{file.relative_to(source)}, {damage}"
-            step, as_saved = restored(folder, state, reader)
-            assert as_saved, case
+            step, equal_saved = restored(folder, state, reader)
+            assert equal_saved, case
             assert (step == 2) == ("2 is damaged" not in caplog.text), case
-            assert (step is None) <= (there == "one"), case
+            assert (step is None) <= (num_checkpoints == "one"), case
             outcomes[{None: "refused", 1: "fell_back", 2: "harmless"}[step]] += 1
             shutil.rmtree(folder)
-    name = f"{there} checkpoint{'s' if there == 'two' else ''}, {reader}"
-    counted = {"files": len(files), "damages": len(DAMAGES), "tried": len(files) * len(DAMAGES)}
-    count("damage", name, counted | outcomes)
+    name = f"{num_checkpoints} checkpoint{'s' if num_checkpoints == 'two' else ''}, {reader}"
+    totals = {"files": len(files), "damages": len(DAMAGES), "tried": len(files) * len(DAMAGES)}
+    report("damage", name, totals | outcomes)
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_and_says_so(
-    programs, tiny, uninterrupted, ends_like, look, tmp_path
+def test_a_run_resumes_from_the_previous_checkpoint_with_one_warning(
+    programs, tiny, uninterrupted, ends_like, inspect, tmp_path
 ):
     shutil.copytree(uninterrupted, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "60"
@@ -121,8 +121,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_says_so(
     ends_like(tmp_path / "run", uninterrupted)
 
 
-def test_a_run_without_a_checkpoint_that_can_be_read_stops(
-    programs, tiny, uninterrupted, refused, look, tmp_path
+def test_a_run_without_a_readable_checkpoint_stops(
+    programs, tiny, uninterrupted, refused, inspect, tmp_path
 ):
     shutil.copytree(uninterrupted, tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints").glob("*/state/*.ocdbt"):
@@ -147,11 +147,9 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("damage", [name for name in CONFIGS if name not in ("removed", "one bit")])
-def test_a_damaged_record_of_the_config_stops_the_run_and_leaves_its_checkpoints(
-    finished, damage, tmp_path
-):
-    config, whole, _ = finished
-    shutil.copytree(whole, tmp_path / "run")
+def test_a_damaged_config_file_stops_the_run_and_keeps_its_checkpoints(finished, damage, tmp_path):
+    config, reference, _ = finished
+    shutil.copytree(reference, tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run/checkpoints").rglob("*") if p.is_file()}
     CONFIGS[damage](tmp_path / "run" / "config.json")
     with pytest.raises(InputError) as error:
@@ -160,12 +158,12 @@ def test_a_damaged_record_of_the_config_stops_the_run_and_leaves_its_checkpoints
     assert before == {p: p.read_bytes() for p in before}
 
 
-def test_a_bit_of_the_record_of_the_config_is_refused_or_changes_nothing(finished, tmp_path):
-    config, whole, result = finished
-    shutil.copytree(whole, tmp_path / "run")
+def test_a_flipped_bit_in_the_config_file_is_refused_or_harmless(finished, tmp_path):
+    config, reference, result = finished
+    shutil.copytree(reference, tmp_path / "run")
     refused = 0
     for _ in range(60):
-        shutil.copy(whole / "config.json", tmp_path / "run")
+        shutil.copy(reference / "config.json", tmp_path / "run")
         flip(tmp_path / "run" / "config.json", random.random())
         try:
             assert train.train_and_evaluate(config, str(tmp_path / "run")) == result
@@ -176,7 +174,7 @@ def test_a_bit_of_the_record_of_the_config_is_refused_or_changes_nothing(finishe
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Config, folder and result of a run of 12 steps, evaluated and saved every 4."""
+    """Config, workdir and result of a run of 12 steps, evaluated and saved every 4."""
     from sdd_jax import config as configs
 
     config = configs.default()
@@ -189,7 +187,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(finished, tmp_path_factory):
-    """The same run, stopped after step 9."""
+    """Workdir of the same run, stopped after step 10."""
     config, _, _ = finished
     folder = tmp_path_factory.mktemp("stopped") / "run"
     compiled = train.compile_train_call
@@ -211,32 +209,32 @@ def stopped(finished, tmp_path_factory):
     return folder
 
 
-def middle(text, line):
+def replace_third_line(text, line):
     lines = text.splitlines(keepends=True)
     return b"".join([*lines[:2], line, *lines[3:]])
 
 
 LOGS = {
     "cut in a line": lambda text: text[:-20],
-    "garbage in the middle": lambda text: middle(text, b"}{nonsense\n"),
-    "bytes of no text": lambda text: middle(text, bytes(range(128, 256)) + b"\n"),
+    "garbage in the middle": lambda text: replace_third_line(text, b"}{nonsense\n"),
+    "bytes of no text": lambda text: replace_third_line(text, bytes(range(128, 256)) + b"\n"),
     "zeros at the end": lambda text: text + b"\0" * 4096,
-    "other values": lambda text: middle(text, b'3\n[]\n{"step": "x"}\n{}\nnull\n'),
+    "other values": lambda text: replace_third_line(text, b'3\n[]\n{"step": "x"}\n{}\nnull\n'),
     "emptied": lambda text: b"",
     "all of it binary": lambda text: bytes(range(256)) * 40,
 }
 
 
 @pytest.mark.parametrize("damage", LOGS)
-def test_a_damaged_log_loses_its_damaged_lines_alone(finished, stopped, look, damage, tmp_path):
-    config, whole, result = finished
+def test_a_damaged_log_loses_only_its_damaged_lines(finished, stopped, inspect, damage, tmp_path):
+    config, reference, result = finished
     shutil.copytree(stopped, tmp_path / "run")
     log = tmp_path / "run" / "metrics.jsonl"
     log.write_bytes(LOGS[damage](log.read_bytes()))
     assert train.train_and_evaluate(config, str(tmp_path / "run")) == result
-    ours, theirs = look(tmp_path / "run"), look(whole)
+    ours, theirs = inspect(tmp_path / "run"), inspect(reference)
     assert ours.record(12) == theirs.record(12)
-    json.loads(f"[{','.join(log.read_text().splitlines())}]")  # all that is damaged is gone
+    json.loads(f"[{','.join(log.read_text().splitlines())}]")  # no damaged line remains
     lost = {"cut in a line": [10], "zeros at the end": []}.get(damage, [6])
     if damage in ("emptied", "all of it binary"):
         lost = [2, 4, 6, 8, 10]

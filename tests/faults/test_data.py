@@ -1,4 +1,4 @@
-"""Data that go away while a run reads them."""
+"""Data files removed or truncated while a run reads them."""
 
 import time
 
@@ -30,14 +30,14 @@ def cut(files):
 
 
 @pytest.mark.parametrize(
-    ("harm", "processes"), [(remove, False), (cut, False), (cut, True)],
+    ("damage", "processes"), [(remove, False), (cut, False), (cut, True)],
     ids=["removed", "cut", "cut, read by processes"],
 )  # fmt: skip
-def test_image_files_that_go_away(
-    programs, tiny, photographs, look, refused, tmp_path, copied, harm, processes
+def test_image_files_damaged_during_training(
+    programs, tiny, photographs, inspect, refused, tmp_path, copy_data, damage, processes
 ):
     path = tmp_path / "run"
-    source = copied(photographs)
+    source = copy_data(photographs)
     engine = {"name": "streamed", "workers": 2, "processes": processes}
     arguments = (
         *tiny,
@@ -49,32 +49,32 @@ def test_image_files_that_go_away(
     records = list(source.rglob("*.array_record*"))
     assert len(records) == 2
     with programs.started("train.py", f"--workdir={path}", *arguments) as process:
-        look(path).await_checkpoint(process, 20)
-        harm(records)
-        # What is open or read already may well do; otherwise the run says what it misses.
-        goal = look(path).last_logged + 40
-        while process.poll() is None and look(path).last_logged < goal:
+        inspect(path).await_checkpoint(process, 20)
+        damage(records)
+        # Files already open or read may suffice; otherwise the error names the missing image.
+        goal = inspect(path).last_logged + 40
+        while process.poll() is None and inspect(path).last_logged < goal:
             time.sleep(0.01)
         if process.poll() is not None:
             error = process.stderr.read()
             refused(2, process.returncode, error, "tiny_birds, train: image ", "cannot be decoded")
-    steps = look(path).steps
+    steps = inspect(path).steps
     assert steps
-    done = programs.train(path, *arguments)  # without its data it does not start
+    done = programs.train(path, *arguments)  # without its data it refuses to start
     refused(2, done.returncode, done.stderr, "config.dataset.name", "tiny_birds")
-    assert look(path).steps == steps
+    assert inspect(path).steps == steps
 
 
 @pytest.fixture
-def copied(tmp_path):
+def copy_data(tmp_path):
     import pathlib
     import shutil
 
     return lambda folder: pathlib.Path(shutil.copytree(folder, tmp_path / "data"))
 
 
-def test_an_npz_file_that_goes_away_does_not_matter_until_the_next_start(
-    programs, tiny, look, refused, ends_like, tmp_path
+def test_a_run_needs_its_npz_file_only_at_startup(
+    programs, tiny, inspect, refused, ends_like, tmp_path
 ):
     rng = np.random.default_rng(0)
     arrays = {}
@@ -85,15 +85,15 @@ def test_an_npz_file_that_goes_away_does_not_matter_until_the_next_start(
     np.savez(file, **arrays)
     arguments = (*tiny, f"--config.dataset.name=npz:{file}", "--config.duration=100 steps")
     programs.finished(tmp_path / "whole", *arguments)
-    kept = file.read_bytes()
+    content = file.read_bytes()
     with programs.started("train.py", f"--workdir={path}", *arguments) as process:
-        look(path).await_line(process, 1)
+        inspect(path).await_line(process, 1)
         file.unlink()
         assert process.wait(240) == 0, process.stderr.read()
     ends_like(path, tmp_path / "whole")
-    before = look(path).digests
+    before = inspect(path).digests
     done = programs.train(path, *arguments)
     refused(2, done.returncode, done.stderr, "config.dataset.name: there is no file", file)
-    assert look(path).digests == before
-    file.write_bytes(kept)
+    assert inspect(path).digests == before
+    file.write_bytes(content)
     programs.finished(path, *arguments)

@@ -1,4 +1,4 @@
-"""No room for what a run has to write; then there is room, and the same command goes on."""
+"""Full disks and file size limits; once space is available, the same command resumes."""
 
 import functools
 import resource
@@ -9,51 +9,53 @@ import pytest
 
 
 def limit(size):
-    """For a child: no file may grow beyond so many bytes. (Python ignores the signal of that.)"""
+    """``preexec_fn`` that limits the file size in bytes. (Python ignores SIGXFSZ.)"""
     return functools.partial(
         resource.setrlimit, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)
     )
 
 
 @pytest.fixture
-def begun(programs, tiny, look, tmp_path):
-    """``begun(*arguments)``: a run that was killed a bit after its second checkpoint."""
+def killed(programs, tiny, inspect, tmp_path):
+    """``killed(*arguments)`` returns the workdir of a run killed after its second checkpoint."""
 
-    def begun(*arguments):
+    def killed(*arguments):
         path = tmp_path / "run"
         with programs.started("train.py", f"--workdir={path}", *tiny, *arguments) as process:
-            look(path).await_checkpoint(process, 20)
+            inspect(path).await_checkpoint(process, 20)
         return path
 
-    return begun
+    return killed
 
 
 SPARSE = ("--config.model={'name': 'mlp', 'width': 200, 'depth': 1}", "--config.log_every=30 steps")
 
 
 @pytest.mark.parametrize("size", [2_000, 40_000])
-def test_no_room_for_a_checkpoint(programs, tiny, look, ends_like, refused, begun, tmp_path, size):
-    """Of its first file, or of the arrays; the log is shorter."""
+def test_no_space_for_a_checkpoint(
+    programs, tiny, inspect, ends_like, refused, killed, tmp_path, size
+):
+    """The limits are below the first file and below the arrays; the log is smaller than both."""
     programs.finished(tmp_path / "whole", *tiny, *SPARSE)
-    path = begun(*SPARSE)
-    complete = {k: v for k, v in look(path).digests.items() if "tmp" not in k}
-    step = max(look(path).steps) + 10
-    for _ in range(2):  # it may be tried again before there is room
+    path = killed(*SPARSE)
+    complete = {k: v for k, v in inspect(path).digests.items() if "tmp" not in k}
+    step = max(inspect(path).steps) + 10
+    for _ in range(2):  # a second attempt without space fails in the same way
         done = programs.train(path, *tiny, *SPARSE, preexec_fn=limit(size))
-        what = path / "checkpoints" / str(step)
-        refused(1, done.returncode, done.stderr, f"{what} cannot be written: File too large")
-        assert {name: look(path).digests[name] for name in complete} == complete
+        failed = path / "checkpoints" / str(step)
+        refused(1, done.returncode, done.stderr, f"{failed} cannot be written: File too large")
+        assert {name: inspect(path).digests[name] for name in complete} == complete
     programs.finished(path, *tiny, *SPARSE)
     ends_like(path, tmp_path / "whole")
 
 
-def test_no_room_for_the_log(programs, tiny, uninterrupted, look, ends_like, refused, tmp_path):
-    """A run from its start: the log, or the events, come to the limit before any checkpoint does."""
+def test_no_space_for_the_log(programs, tiny, uninterrupted, inspect, ends_like, refused, tmp_path):
+    """In a new run, the log or the events reach the limit before any checkpoint does."""
     path = tmp_path / "run"
     done = programs.train(path, *tiny, preexec_fn=limit(16_000))
     refused(1, done.returncode, done.stderr, path, "cannot be written: File too large")
     assert "metrics.jsonl" in done.stderr or "tensorboard/events" in done.stderr
-    assert look(path).steps
+    assert inspect(path).steps
     programs.finished(path, *tiny)
     ends_like(path, uninterrupted)
 
@@ -70,8 +72,8 @@ cp -r "$DISK/run" "$OUT/run"
 
 
 @pytest.mark.parametrize("room", [60, 250])
-def test_a_disk_that_is_full(programs, tiny, uninterrupted, ends_like, refused, tmp_path, room):
-    """A disk of so many KiB, in a mount namespace of its own."""
+def test_a_full_disk(programs, tiny, uninterrupted, ends_like, refused, tmp_path, room):
+    """Trains on a disk of ``room`` KiB, in its own mount namespace."""
     if subprocess.run(
         ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True
     ).returncode:
@@ -80,20 +82,22 @@ def test_a_disk_that_is_full(programs, tiny, uninterrupted, ends_like, refused, 
     disk.mkdir()
     out.mkdir()
     environment = programs.environment | {"ROOM": f"{room}k", "DISK": str(disk), "OUT": str(out)}
-    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it would take the room of a checkpoint
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it would use the space of a checkpoint
     command = programs.command("train.py", f"--workdir={disk / 'run'}", *tiny)
     script = ["unshare", "--mount", "sh", "-ec", SCRIPT, "sh", *command]
     subprocess.run(script, env=environment, check=True, timeout=240)
     first = (out / "first.err").read_text()
     refused(1, int((out / "first.rc").read_text()), first, disk / "run", "No space left on device")
     assert (out / "second.rc").read_text() == "0\n", (out / "second.err").read_text()
-    if room == 250:  # then there was room for a checkpoint
+    if room == 250:  # large enough for a checkpoint
         step = max(int(n) for n in (out / "between").read_text().split() if n.isdigit())
         assert f"resuming after step {step}" in (out / "second.out").read_text()
     ends_like(out / "run", uninterrupted)
 
 
-def test_no_room_for_what_is_printed(programs, tiny, uninterrupted, refused, ends_like, tmp_path):
+def test_a_full_standard_output_is_one_error_line(
+    programs, tiny, uninterrupted, refused, ends_like, tmp_path
+):
     with open("/dev/full", "w") as full:
         done = programs.train(tmp_path / "run", *tiny, stdout=full)
         refused(1, done.returncode, done.stderr, "standard output cannot be written: No space left")
@@ -105,7 +109,7 @@ def test_no_room_for_what_is_printed(programs, tiny, uninterrupted, refused, end
     ends_like(tmp_path / "run", uninterrupted)
 
 
-def test_no_room_for_an_evaluation_leaves_the_one_before(
+def test_no_space_for_an_evaluation_keeps_the_previous_one(
     programs, uninterrupted, refused, tmp_path
 ):
     shutil.copytree(uninterrupted, tmp_path / "run")

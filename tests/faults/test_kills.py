@@ -1,4 +1,4 @@
-"""Fifty kills at random moments: none costs more than a checkpoint interval, or changes the outcome."""
+"""Fifty kills at random moments: each loses at most one checkpoint interval and no result changes."""
 
 import random
 import re
@@ -20,29 +20,29 @@ RUNS = {
     "several steps a call": ("--config.steps_per_call=3",),
 }
 KILLS = 10
-# What is waited for, and for how many seconds at most after it: anything from the first import on; a new
-# line of the log; a checkpoint that is being written, once for each of the first few after a start.
+# Event to wait for and maximum delay of the kill in seconds: process start; a new log line; the first
+# checkpoint write after a start, and the third.
 MOMENTS = (
     [("start", 6.0)] * 2 + [("line", 0.5)] * 3 + [("writing", 0.03)] * 3 + [("write 3", 0.03)] * 2
 )
 
 
-def await_moment(process, workdir, what, log):
-    """Anything but the start is waited for from this process, not from the one killed before it."""
-    if what == "start":
+def await_moment(process, workdir, event, log):
+    """Waits for an event of this process, not of the one killed before it."""
+    if event == "start":
         return
-    workdir.await_(process, lambda: resumed_after(log) is not None, "the end of its start")
-    begun = resumed_after(log)
-    if what == "write 3":
-        workdir.await_checkpoint(process, begun + 2 * INTERVAL)
+    workdir.await_(process, lambda: resumed_after(log) is not None, "the end of startup")
+    start = resumed_after(log)
+    if event == "write 3":
+        workdir.await_checkpoint(process, start + 2 * INTERVAL)
     else:
-        workdir.await_line(process, begun + 1)
-    if what != "line":
+        workdir.await_line(process, start + 1)
+    if event != "line":
         workdir.await_writing(process)
 
 
 def resumed_after(log):
-    """The step after which a run went on, if it came as far as to say so."""
+    """Step after which a run resumed (0 for a new run), or None if it has not started training."""
     text = log.read_text()
     if match := re.search(r"resuming after step (\d+)", text):
         return int(match[1])
@@ -50,38 +50,38 @@ def resumed_after(log):
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_killed_runs_lose_an_interval_at_most_and_end_as_if_nothing_had_been(
-    programs, tiny, look, ends_like, count, tmp_path, kind
+def test_killed_runs_lose_at_most_one_interval_and_end_like_an_uninterrupted_run(
+    programs, tiny, inspect, ends_like, report, tmp_path, kind
 ):
     arguments = (*tiny, *OPTIONS, *RUNS[kind])
     programs.finished(tmp_path / "whole", *arguments)
     path, log = tmp_path / "killed", tmp_path / "out"
-    workdir, rng = look(path), random.Random()
+    workdir, rng = inspect(path), random.Random()
     lost, writing, expected = [], 0, None
     moments = rng.sample(MOMENTS, KILLS)
-    for what, seconds in moments:
+    for event, seconds in moments:
         before, delay = workdir.unfinished, rng.uniform(0, seconds)
         with (
             log.open("w") as output,
             programs.started("train.py", f"--workdir={path}", *arguments, output=output) as process,
         ):
-            await_moment(process, workdir, what, log)
+            await_moment(process, workdir, event, log)
             time.sleep(delay)
-            assert process.poll() is None, f"ended before the kill {delay} s after {what}"
+            assert process.poll() is None, f"ended before the kill {delay} s after {event}"
             process.kill()
             process.wait()
-        said = resumed_after(log)
-        if said is not None and expected is not None:
-            assert said == expected
+        resumed = resumed_after(log)
+        if resumed is not None and expected is not None:
+            assert resumed == expected
         expected = max(workdir.steps, default=0)
         lost.append(workdir.last_logged - expected)
-        writing += bool(workdir.unfinished - before)  # an earlier kill's may still be there
-        assert lost[-1] <= INTERVAL, (what, delay, workdir.last_logged, workdir.steps)
+        writing += bool(workdir.unfinished - before)  # not one left by an earlier kill
+        assert lost[-1] <= INTERVAL, (event, delay, workdir.last_logged, workdir.steps)
     done = programs.finished(path, *arguments)
     assert f"resuming after step {expected}" in done.stdout
     assert done.stderr == ""
     ends_like(path, tmp_path / "whole")
-    count(
+    report(
         "kills",
         kind,
         {

@@ -1,4 +1,4 @@
-"""Nothing that is read can bring code along, and nothing that is shown either."""
+"""Neither the files that are read nor the names in a report can execute code."""
 
 import ast
 import html.parser
@@ -18,7 +18,7 @@ from sdd_jax.data.sources import tfds
 from sdd_jax.errors import InputError
 from sdd_jax.runs import Checkpoints, read_config
 
-# What runs code that it reads, or may.
+# Modules and functions that may execute code from their input.
 MODULES = {
     "pickle",
     "cPickle",
@@ -34,7 +34,7 @@ CALLS = {"eval", "exec", "compile", "__import__", "fromfile", "fromregex", "genf
 
 
 class Payload:
-    """Unpickling it makes a folder."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, path):
         self._path = str(path)
@@ -45,12 +45,12 @@ class Payload:
 
 @pytest.fixture
 def payload(tmp_path):
-    """Something to pickle; afterwards nobody may have unpickled it."""
+    """Payload to pickle; the test fails if anything unpickles it."""
     harmful = Payload(tmp_path / "executed")
     yield harmful
     assert not (tmp_path / "executed").exists()
     pickle.loads(pickle.dumps(harmful))
-    assert (tmp_path / "executed").is_dir()  # it would have worked
+    assert (tmp_path / "executed").is_dir()  # the payload works
 
 
 def objects(payload, number=20):
@@ -73,30 +73,30 @@ def test_an_npz_file_of_objects_is_refused(payload, tmp_path):
         data.load(**options(name=f"npz:{tmp_path / 'data.npz'}"))
 
 
-def test_a_pickle_in_the_place_of_an_npz_file_is_refused(payload, tmp_path):
+def test_a_pickle_in_place_of_an_npz_file_is_refused(payload, tmp_path):
     (tmp_path / "data.npz").write_bytes(pickle.dumps(payload))
     with pytest.raises(InputError, match="not a readable npz file: .*pickled"):
         data.load(**options(name=f"npz:{tmp_path / 'data.npz'}"))
 
 
-def test_objects_in_the_cache_of_decoded_images_are_read_again_from_the_data_set(
+def test_pickled_objects_in_the_image_cache_are_replaced_from_the_data_set(
     payload, photographs, tmp_path, caplog
 ):
-    given = options(
+    args = options(
         name="tiny_birds", data_dir=photographs, cache_dir=str(tmp_path / "cache"), image_size=16,
         mean=(0.5,) * 3, std=(0.2,) * 3,
     )  # fmt: skip
-    whole = data.load(**given)
+    expected = data.load(**args)
     files = list((tmp_path / "cache").rglob("*.npy"))
     assert {p.stem for p in files} == set(tfds.LABELS)
     for file in files:
         np.save(file, objects(payload, 5), allow_pickle=True)
-    again = data.load(**given)
+    result = data.load(**args)
     assert "is damaged" in caplog.text
-    np.testing.assert_array_equal(again.splits["train"].labels, whole.splits["train"].labels)
+    np.testing.assert_array_equal(result.splits["train"].labels, expected.splits["train"].labels)
 
 
-def test_a_checkpoint_of_pickles_is_damaged(payload, tmp_path):
+def test_a_checkpoint_with_a_pickle_counts_as_damaged(payload, tmp_path):
     state = {"params": {"w": np.ones(3000, np.float32)}}
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
@@ -109,11 +109,11 @@ def test_a_checkpoint_of_pickles_is_damaged(payload, tmp_path):
             shutil.copytree(tmp_path / "kept", tmp_path / "checkpoints")
             damaged = tmp_path / "checkpoints" / file.relative_to(tmp_path / "kept")
             damaged.write_bytes(pickle.dumps(payload))
-            found = Checkpoints(tmp_path).restore(state)
-            np.testing.assert_array_equal(found["params"]["w"], state["params"]["w"])
+            restored = Checkpoints(tmp_path).restore(state)
+            np.testing.assert_array_equal(restored["params"]["w"], state["params"]["w"])
 
 
-def test_the_config_of_a_run_is_data(payload, tmp_path):
+def test_a_pickle_in_place_of_the_config_is_refused(payload, tmp_path):
     (tmp_path / "config.json").write_bytes(pickle.dumps(payload))
     with pytest.raises(InputError, match="config.json cannot be read"):
         read_config(tmp_path)
@@ -134,33 +134,36 @@ def imports(tree):
             yield (node.module or "").partition(".")[0]
 
 
-def faults(source):
-    """What of a source may run code that it reads."""
+def unsafe_uses(source):
+    """Imports and calls in Python source that may execute code from their input."""
     tree = ast.parse(source)
-    found = [f"import {name}" for name in imports(tree) if name in MODULES]
+    uses = [f"import {name}" for name in imports(tree) if name in MODULES]
     for name, call in calls(tree):
         builtin = isinstance(call.func, ast.Name)
         if name in CALLS and (builtin or name not in ("eval", "compile")):
-            found.append(name)
-        given = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
-        of_numpy = ast.unparse(call.func).startswith(("np.", "numpy."))
-        if of_numpy and name == "load" and given.get("allow_pickle") is not False:
-            found.append(f"{ast.unparse(call)}: allow_pickle")
-    return found
+            uses.append(name)
+        keywords = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
+        is_numpy = ast.unparse(call.func).startswith(("np.", "numpy."))
+        if is_numpy and name == "load" and keywords.get("allow_pickle") is not False:
+            uses.append(f"{ast.unparse(call)}: allow_pickle")
+    return uses
 
 
-def test_no_module_reads_pickles_or_runs_what_it_reads():
-    assert faults("import pickle") == ["import pickle"]
-    assert faults("x = np.load(f)\neval(s)\nmodel.eval()") == ["np.load(f): allow_pickle", "eval"]
-    assert faults("np.load(f, allow_pickle=False)") == []
+def test_no_module_reads_pickles_or_executes_its_input():
+    assert unsafe_uses("import pickle") == ["import pickle"]
+    assert unsafe_uses("x = np.load(f)\neval(s)\nmodel.eval()") == [
+        "np.load(f): allow_pickle",
+        "eval",
+    ]
+    assert unsafe_uses("np.load(f, allow_pickle=False)") == []
     modules = list(pathlib.Path(sdd_jax.__file__).parent.rglob("*.py"))
     assert len(modules) > 60
-    found = {path.name: faults(path.read_text()) for path in modules}
-    assert {name: what for name, what in found.items() if what} == {}
+    uses = {path.name: unsafe_uses(path.read_text()) for path in modules}
+    assert {name: calls for name, calls in uses.items() if calls} == {}
 
 
 class Elements(html.parser.HTMLParser):
-    """The kinds of elements of a page, their attributes that run code, and its text."""
+    """Element kinds, event handler attributes and text of an HTML page."""
 
     def __init__(self, page):
         super().__init__()
@@ -175,7 +178,7 @@ class Elements(html.parser.HTMLParser):
         self.text += text
 
 
-def test_a_report_shows_names_and_runs_none_of_them(programs, tiny, tmp_path):
+def test_a_report_escapes_the_names_it_shows(programs, tiny, tmp_path):
     names = ("<script>alert(1)<", '"><img src=x onerror=alert(2)> $^{$ {{7*7}}')
     rng = np.random.default_rng(0)
     arrays = {}
@@ -197,7 +200,7 @@ def test_a_report_shows_names_and_runs_none_of_them(programs, tiny, tmp_path):
     page = Elements((tmp_path / names[0] / "eval" / "report.html").read_text())
     assert page.kinds & {"script", "svg", "iframe", "object", "link"} == set()
     assert page.handlers == []
-    for shown in (*names, str(file)):
-        assert shown in page.text
-    figures = json.loads((tmp_path / names[0] / "eval" / "metrics.json").read_text())
-    assert figures["step"] == 60
+    for name in (*names, str(file)):
+        assert name in page.text
+    metrics = json.loads((tmp_path / names[0] / "eval" / "metrics.json").read_text())
+    assert metrics["step"] == 60

@@ -1,14 +1,14 @@
-"""Five hundred random configs: each trains to a finite end, or is refused in one line.
+"""Five hundred random configs: each trains to finite metrics or is refused in one line.
 
-A config begins as one that must train, of any network, objective, schedule and engine; then up to three
-of its fields get hostile values: another type, another sign, nan, infinity, huge numbers, odd strings,
-unknown names. Such values come from a card, which may build a ``ConfigDict`` with anything in it; what
-the command line makes of overrides is in ``tests/test_cli.py``.
+Each config starts out valid, with a random network, objective, schedule and engine; then up to three of
+its fields get hostile values: another type, another sign, nan, infinity, huge numbers, odd strings,
+unknown names. A recipe card can put any of these into its ``ConfigDict``; overrides on the command line
+are tested in ``tests/test_cli.py``.
 
-Left out is what is absurd and possible: networks of a million units, a million masks, epochs for years.
-A field that says how much memory or time is used gets no number between small and impossible.
+Values that are allowed but too expensive are excluded: networks of a million units, a million masks,
+years of training. Fields that determine memory or time get only small or impossible numbers.
 
-``SDD_JAX_FAULTS_SEED=7`` tries 500 others.
+``SDD_JAX_FAULTS_SEED=7`` draws 500 other configs.
 """
 
 import collections
@@ -40,7 +40,7 @@ from sdd_jax.train import NonFiniteLossError, train_and_evaluate
 from sdd_jax.training.optimizers import optimizers
 
 EXAMPLES = 500
-SECONDS = 600  # after which a config hangs; the slowest network compiles for two minutes
+SECONDS = 600  # timeout of a config; the slowest network compiles for two minutes
 TRAIN, TEST = 32, 16  # images
 
 # name: height, width, channels, labels
@@ -50,10 +50,10 @@ DATA = {
     "gap": (8, 8, 1, (0, 2, 3)),  # a class without images
     "strip": (12, 4, 3, (0, 1)),
     "one": (8, 8, 1, (0,)),
-    "large": (16, 16, 1, (0, 1, 2, 3)),  # what LeNet takes
+    "large": (16, 16, 1, (0, 1, 2, 3)),  # the smallest size for LeNet
 }
 
-# name: how often, small options, number of stages (None: the depth). What compiles for long is rare.
+# name: sampling weight (low if slow to compile), small options, number of stages (None: the depth).
 NETWORKS = {
     "mlp": (400, {}, None),
     "quick": (16, {"hidden": 4}, 0),
@@ -73,9 +73,9 @@ NETWORKS = {
     "wide_resnet28_10": (1, {}, 3),
     "densenet121": (1, {}, 4),
 }
-STRIPS = ("mlp", "all_conv", "resnet18", "resnet34", "wide_resnet16_4")  # take 12x4 pixels
+STRIPS = ("mlp", "all_conv", "resnet18", "resnet34", "wide_resnet16_4")  # accept 12x4 pixels
 
-# Numbers that are possible and absurd are left out of fields that say how much is computed.
+# Fields that determine the cost of a run do not get the ABSURD values.
 COSTLY = re.compile(
     r"config\.(model\.(width|depth|hidden)|dataset\.(num_classes|image_size)|duration"
     r"|sd_dropout\.num_samples|objective\.teacher_samples|engine\.(workers|prefetch))"
@@ -98,23 +98,21 @@ NEW_FIELDS = ["nope", "", "self", "name", "function", "épée", "a b", "x" * 300
 
 
 class Hang(BaseException):
-    """The time is up; no ``except Exception`` on the way catches it."""
+    """Timeout; a BaseException, so that no ``except Exception`` catches it."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Data sets as npz files, and the run of a teacher on ``grey``; the runs' working directory."""
+    """Working directory with npz data sets and the run of a teacher trained on ``grey``."""
     folder = tmp_path_factory.mktemp("random_configs")
     rng = np.random.default_rng(0)
     for name, (height, width, channels, labels) in DATA.items():
         arrays = {}
-        for split, count in (("train", TRAIN), ("test", TEST)):
-            of_images = np.resize(np.array(labels), count)
-            shape = (count, height, width, channels) if channels > 1 else (count, height, width)
-            noise = rng.integers(0, 100, shape) + 30 * of_images.reshape(
-                -1, *[1] * (len(shape) - 1)
-            )
-            arrays |= {f"{split}_images": noise.astype(np.uint8), f"{split}_labels": of_images}
+        for split, size in (("train", TRAIN), ("test", TEST)):
+            targets = np.resize(np.array(labels), size)
+            shape = (size, height, width, channels) if channels > 1 else (size, height, width)
+            noise = rng.integers(0, 100, shape) + 30 * targets.reshape(-1, *[1] * (len(shape) - 1))
+            arrays |= {f"{split}_images": noise.astype(np.uint8), f"{split}_labels": targets}
         np.savez(folder / f"{name}.npz", **arrays)
     teacher = configs.default()
     teacher.dataset.name = "npz:grey.npz"
@@ -125,7 +123,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-# ------------------------------------------------------------------------------- what must train
+# --------------------------------------------------------------------------------- valid configs
 
 
 def durations(pick, *more):
@@ -137,8 +135,8 @@ def rates(pick):
 
 
 def valid_config(pick):
-    """A nested dictionary: most of the fields, with values that go together."""
-    (network,) = pick.choices(list(NETWORKS), [often for often, *_ in NETWORKS.values()])
+    """Nested dictionary with most of the fields and compatible values."""
+    (network,) = pick.choices(list(NETWORKS), [weight for weight, *_ in NETWORKS.values()])
     objective = pick.choice(_objectives_for(network))
     distilled = objective == "distill"
     data, dataset = valid_dataset(pick, network, objective)
@@ -167,15 +165,15 @@ def valid_config(pick):
         "steps_per_call": pick.choice([0, 0, 0, 0, 0, 1, 2, 1000]),
         "eval": valid_evaluation(pick),
     }
-    needed = ("dataset", "model", "objective", "teacher", "batch_size", "duration", "engine")
-    return {key: value for key, value in config.items() if key in needed or pick.random() < 0.9}
+    required = ("dataset", "model", "objective", "teacher", "batch_size", "duration", "engine")
+    return {key: value for key, value in config.items() if key in required or pick.random() < 0.9}
 
 
 def _objectives_for(network):
-    """BYOT needs a network of several stages, and distillation one that takes the teacher's images."""
+    """BYOT needs several stages; distillation needs a network that accepts the teacher's images."""
     few_stages = _num_stages({"name": network, "depth": 2}) < 2
-    unfit = ["byot"] * few_stages + ["distill"] * network.startswith("lenet")
-    return [name for name in objectives.names() if name not in unfit]
+    excluded = ["byot"] * few_stages + ["distill"] * network.startswith("lenet")
+    return [name for name in objectives.names() if name not in excluded]
 
 
 def _num_stages(model):
@@ -184,10 +182,10 @@ def _num_stages(model):
 
 
 def valid_dataset(pick, network, objective):
-    """The name in ``DATA``, and ``config.dataset``."""
+    """Name in ``DATA`` and the matching ``config.dataset``."""
     default = configs.default().dataset.to_dict()
     is_lenet = network.startswith("lenet")
-    if objective == "distill":  # the teacher's
+    if objective == "distill":  # the teacher's data set
         return "grey", default | {"name": "npz:grey.npz"}
     names = ["grey", "colour", "gap", "large"]
     names += ["one"] * (objective != "tf_kd") + ["strip"] * (network in STRIPS)
@@ -207,14 +205,14 @@ def valid_dataset(pick, network, objective):
 
 def valid_network(pick, name, objective):
     options = {"width": pick.randint(2, 6)} | NETWORKS[name][1]
-    known = models.options(name)
+    defaults = models.options(name)
     if name == "mlp":
         options["depth"] = 2 if objective in ("distill", "byot") else pick.randint(1, 3)
     options["dropout_rate"] = pick.choice([0.2, 0.5] + [0.0] * (objective != "r_drop"))
     options["dtype"] = pick.choice(["float32", "float32", "bfloat16"])
-    if "stem" in known and name != "densenet121":  # which needs more pixels then
+    if "stem" in defaults and name != "densenet121":  # its imagenet stem needs more pixels
         options["stem"] = pick.choice(["cifar", "imagenet"])
-    if "block_dropout_rate" in known:
+    if "block_dropout_rate" in defaults:
         options["block_dropout_rate"] = pick.choice([0.0, 0.3])
     return models.options(name, **options)
 
@@ -235,7 +233,7 @@ def valid_objective(pick, name):
     }
     options = objectives.options(name)
     options |= {o: pick.choice(values[o]) for o in options if o in values and pick.random() < 0.5}
-    return options | ({"init": "scratch"} if name == "distill" else {})  # any network can start so
+    return options | ({"init": "scratch"} if name == "distill" else {})  # works for any network
 
 
 def valid_sd_dropout(pick, stages):
@@ -294,7 +292,7 @@ def valid_engine(pick, image_size):
     return {
         "name": "streamed",
         "workers": pick.choice([1, 2]),
-        "processes": pick.random() < 0.02,  # they take seconds to start
+        "processes": pick.random() < 0.02,  # slow to start
         "prefetch": pick.choice([1, 2]),
     }
 
@@ -309,53 +307,53 @@ def valid_evaluation(pick):
         "mc_samples": [1, 100],
         "mc_rate": [0.0, 0.5],
     }
-    options = {option: pick.choice(of) for option, of in values.items() if pick.random() < 0.5}
+    options = {key: pick.choice(v) for key, v in values.items() if pick.random() < 0.5}
     return {"batch_size": pick.choice([1, 5, 1000])} | options
 
 
-# ------------------------------------------------------------------------------ what is done to it
+# ----------------------------------------------------------------------------------- hostile values
 
 
 @st.composite
 def cases(draw):
-    """A config, the workdir (None for a new one), and which of the fields are hostile.
+    """A config, its workdir (None for a new one), and the names of its hostile fields.
 
-    Hypothesis draws the seed alone: most of its own examples are small changes of earlier ones, which
-    would spend the time on few networks and fields.
+    Hypothesis draws only the seed: most of its examples are small mutations of earlier ones, which would
+    cover few networks and fields.
     """
     pick = draw(st.randoms(use_true_random=True))
-    config, workdir, spoilt = valid_config(pick), None, []
-    places = list(_places(config, "config"))
+    config, workdir, hostile = valid_config(pick), None, []
+    fields = list(_fields(config, "config"))
     for _ in range(pick.choice([0] * 8 + [1] * 8 + [2] * 3 + [3])):
         kind = pick.choice(["value"] * 12 + ["new", "workdir"])
         if kind == "workdir":
             workdir = pick.choice(FOLDERS)
-            spoilt.append("--workdir")
+            hostile.append("--workdir")
             continue
-        parent, key, path = pick.choice(places)
+        parent, key, path = pick.choice(fields)
         if kind == "new":
             key = pick.choice(NEW_FIELDS)
             path = f"{path.rpartition('.')[0]}.{key}"
-        possible = [v for v in HOSTILE if not (COSTLY.fullmatch(path) and v in ABSURD)]
-        alike = [v for v in possible if type(v) is type(parent.get(key))]
-        parent[key] = pick.choice(alike if alike and pick.random() < 0.6 else possible)
-        spoilt.append(path)
-    return config, workdir, spoilt
+        allowed = [v for v in HOSTILE if not (COSTLY.fullmatch(path) and v in ABSURD)]
+        same_type = [v for v in allowed if type(v) is type(parent.get(key))]
+        parent[key] = pick.choice(same_type if same_type and pick.random() < 0.6 else allowed)
+        hostile.append(path)
+    return config, workdir, hostile
 
 
-def _places(section, path):
-    """Every field and section: the dictionary that it is in, its key there, its name."""
+def _fields(section, path):
+    """Yields the parent dictionary, key and full name of every field and section."""
     for key, value in section.items():
         yield section, key, f"{path}.{key}"
         if isinstance(value, dict):
-            yield from _places(value, f"{path}.{key}")
+            yield from _fields(value, f"{path}.{key}")
 
 
-# ------------------------------------------------------------------------------ what comes of it
+# ---------------------------------------------------------------------------------------- outcomes
 
 
 class Outcomes:
-    """Counts, and what those configs did that neither trained nor were refused."""
+    """Counts of the outcomes, and messages of the configs that neither trained nor were refused."""
 
     def __init__(self):
         self.trained = collections.Counter()
@@ -364,7 +362,7 @@ class Outcomes:
         self.failures = []
 
     def run(self, case):
-        config, workdir, spoilt = case
+        config, workdir, hostile = case
         workdir = f"run{self.number}" if workdir is None else workdir
         self.number += 1
         try:
@@ -372,43 +370,43 @@ class Outcomes:
                 result = train_and_evaluate(ConfigDict(config), workdir)
                 _check_run(result, workdir)
         except InputError as error:
-            self._refused(str(error), config, spoilt)
+            self._refused(str(error), config, hostile)
         except NonFiniteLossError as error:
             self.stopped += 1
-            if len(str(error).splitlines()) != 1 or not spoilt:
-                self._failed(error, config, spoilt)
+            if len(str(error).splitlines()) != 1 or not hostile:
+                self._failed(error, config, hostile)
         except (Exception, Hang) as error:
-            self._failed(error, config, spoilt)
+            self._failed(error, config, hostile)
         else:
             self.trained[config.get("objective", {"name": "default"})["name"]] += 1
-            self.hostile_trained += bool(spoilt)
+            self.hostile_trained += bool(hostile)
         shutil.rmtree(f"run{self.number - 1}", ignore_errors=True)
         if self.number % 100 == 0:
             jax.clear_caches()  # compiled programs are most of the memory
 
-    def _refused(self, message, config, spoilt):
-        named = re.search(r"config\.\w*[\w.]*|--workdir", message)
-        if named:
-            self.refused[named[0].rstrip(".")[:60]] += 1
-        if not named or len(message.splitlines()) != 1 or len(message) > 2000 or not spoilt:
-            self._failed(message, config, spoilt)
+    def _refused(self, message, config, hostile):
+        field = re.search(r"config\.\w*[\w.]*|--workdir", message)
+        if field:
+            self.refused[field[0].rstrip(".")[:60]] += 1
+        if not field or len(message.splitlines()) != 1 or len(message) > 2000 or not hostile:
+            self._failed(message, config, hostile)
 
-    def _failed(self, error, config, spoilt):
+    def _failed(self, error, config, hostile):
         if isinstance(error, BaseException):
             error = "".join(traceback.format_exception(error)[-3:])
-        failure = f"{', '.join(spoilt) or 'a valid config'}: {error[-3000:]}\n{config!r:.3000}"
+        failure = f"{', '.join(hostile) or 'a valid config'}: {error[-3000:]}\n{config!r:.3000}"
         self.failures.append(failure.encode(errors="backslashreplace").decode())
-        print(f"config {self.number}: {self.failures[-1]}")  # long before the end
+        print(f"config {self.number}: {self.failures[-1]}")  # before the suite ends
 
 
 @contextlib.contextmanager
 def _alarm():
-    """Ends what hangs: an exception where Python runs, the end of the process where it does not."""
+    """Interrupts a hanging config: raises in Python code, ends the process in native code."""
 
-    def ring(*_):
+    def raise_hang(*_):
         raise Hang(f"still running after {SECONDS} s")
 
-    previous = signal.signal(signal.SIGALRM, ring)
+    previous = signal.signal(signal.SIGALRM, raise_hang)
     signal.alarm(SECONDS)
     faulthandler.dump_traceback_later(SECONDS + 60, exit=True, file=sys.__stderr__)
     try:
@@ -420,12 +418,12 @@ def _alarm():
 
 
 def _check_run(result, workdir):
-    """The run has left what it must: finite figures of its last step, and the checkpoint."""
+    """Asserts that the run wrote finite metrics and a checkpoint of its last step."""
     folder = pathlib.Path(os.path.expanduser(workdir))
     assert 0 <= result["eval/accuracy"] <= 1
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    figures = {name: value for name, value in (last | result).items() if not math.isfinite(value)}
-    assert not figures
+    infinite = {name: value for name, value in (last | result).items() if not math.isfinite(value)}
+    assert not infinite
     assert "train/loss" in last
     assert (folder / "checkpoints" / str(last["step"])).is_dir()
 
@@ -447,7 +445,7 @@ def _summary(outcomes, seconds):
     }
 
 
-def test_random_configs_train_or_are_refused_in_one_line(folder, monkeypatch, count):
+def test_random_configs_train_or_are_refused_in_one_line(folder, monkeypatch, report):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
     outcomes, started, seed = Outcomes(), time.monotonic(), os.environ.get("SDD_JAX_FAULTS_SEED")
@@ -461,16 +459,16 @@ def test_random_configs_train_or_are_refused_in_one_line(folder, monkeypatch, co
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(cases())
-    def every_one(case):
+    def run_case(case):
         outcomes.run(case)
 
     if seed is not None:
-        every_one = hypothesis.seed(int(seed))(every_one)
-    every_one()
+        run_case = hypothesis.seed(int(seed))(run_case)
+    run_case()
     summary = _summary(outcomes, time.monotonic() - started)
     print(json.dumps(summary, indent=2))
-    for name, figure in summary.items():
-        count("random_configs", name, figure)
+    for name, value in summary.items():
+        report("random_configs", name, value)
     assert not outcomes.failures, "\n\n".join(outcomes.failures)
     assert outcomes.number == EXAMPLES
     assert summary["trained"] >= 0.4 * EXAMPLES

@@ -1,4 +1,4 @@
-"""SIGTERM in the middle of an evaluation."""
+"""SIGTERM during an evaluation."""
 
 import signal
 import time
@@ -6,12 +6,12 @@ import time
 import numpy as np
 import pytest
 
-BOUND = 20  # seconds to stop within; a whole evaluation here takes longer on a slow machine
+BOUND = 20  # maximum seconds to stop; an evaluation takes longer on a slow machine
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory):
-    """Arguments of a run whose evaluation goes image by image through many."""
+def slow_evaluation(tmp_path_factory):
+    """Arguments of a run that evaluates many images one by one."""
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "many.npz"
     arrays = {}
@@ -29,50 +29,50 @@ def slow(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(programs, tiny, slow, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    programs.finished(workdir, *tiny, *slow)
+def reference(programs, tiny, slow_evaluation, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    programs.finished(workdir, *tiny, *slow_evaluation)
     return workdir
 
 
-def test_training_stops_in_its_evaluation_and_makes_it_up(
-    programs, tiny, slow, whole, look, ends_like, tmp_path
+def test_training_stops_during_an_evaluation_and_repeats_it_on_resume(
+    programs, tiny, slow_evaluation, reference, inspect, ends_like, tmp_path
 ):
     path = tmp_path / "run"
-    for step in (15, 30):  # 15 has no checkpoint otherwise, 30 is the end
-        with programs.started("train.py", f"--workdir={path}", *tiny, *slow) as process:
-            look(path).await_line(process, step - 1)
-            assert look(path).last_logged == step - 1  # at the next it evaluates, then logs
+    for step in (15, 30):  # an evaluation without a checkpoint, and the last one
+        with programs.started("train.py", f"--workdir={path}", *tiny, *slow_evaluation) as process:
+            inspect(path).await_line(process, step - 1)
+            assert inspect(path).last_logged == step - 1  # the next step evaluates before it logs
             time.sleep(1)
             process.send_signal(signal.SIGTERM)
-            sent = time.monotonic()
+            sent_at = time.monotonic()
             error = process.communicate(timeout=240)[1]
-            took = time.monotonic() - sent
+            seconds = time.monotonic() - sent_at
         assert process.returncode == 143, error
         assert error == f"stopped after step {step}, which is saved; the same command resumes\n"
-        assert took < BOUND
-        assert look(path).steps[-1] == step
-        last = look(path).lines[-1]
+        assert seconds < BOUND
+        assert inspect(path).steps[-1] == step
+        last = inspect(path).lines[-1]
         assert last["step"] == step
         assert "train/loss" in last
         assert "eval/accuracy" not in last
-    programs.finished(path, *tiny, *slow)
-    assert look(path).lines == look(whole).lines
-    assert look(path).record(30)["checksums"] == look(whole).record(30)["checksums"]
+    programs.finished(path, *tiny, *slow_evaluation)
+    assert inspect(path).lines == inspect(reference).lines
+    assert inspect(path).record(30)["checksums"] == inspect(reference).record(30)["checksums"]
 
 
-def test_evaluation_ends_at_once_and_leaves_nothing_half_done(programs, whole):
-    figures, started = whole / "eval" / "metrics.json", time.monotonic()
-    assert programs.run("eval.py", f"--workdir={whole}").returncode == 0
-    took, complete = time.monotonic() - started, figures.read_bytes()
-    for share in (0.3, 0.5, 0.7, 0.9):
-        figures.unlink(missing_ok=True)
-        with programs.started("eval.py", f"--workdir={whole}") as process:
-            time.sleep(share * took)
+def test_evaluation_stops_at_once_and_leaves_no_partial_result(programs, reference):
+    metrics, started = reference / "eval" / "metrics.json", time.monotonic()
+    assert programs.run("eval.py", f"--workdir={reference}").returncode == 0
+    seconds, complete = time.monotonic() - started, metrics.read_bytes()
+    for fraction in (0.3, 0.5, 0.7, 0.9):
+        metrics.unlink(missing_ok=True)
+        with programs.started("eval.py", f"--workdir={reference}") as process:
+            time.sleep(fraction * seconds)
             process.send_signal(signal.SIGTERM)
-            sent = time.monotonic()
+            sent_at = time.monotonic()
             error = process.communicate(timeout=240)[1]
-        assert time.monotonic() - sent < BOUND
-        assert process.returncode == -signal.SIGTERM or share > 0.5  # a shell says 143
+        assert time.monotonic() - sent_at < BOUND
+        assert process.returncode == -signal.SIGTERM or fraction > 0.5  # a shell says 143
         assert error == ""
-        assert not figures.exists() or figures.read_bytes() == complete
+        assert not metrics.exists() or metrics.read_bytes() == complete

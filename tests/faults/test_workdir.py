@@ -1,4 +1,4 @@
-"""Workdirs that cannot be written to, and workdirs that somebody else is writing to."""
+"""Workdirs that are not writable or are in use by another process."""
 
 import fcntl
 import json
@@ -15,7 +15,7 @@ from sdd_jax.runs import workdir as workdirs
 from sdd_jax.train import train_and_evaluate
 
 
-def test_a_workdir_below_a_file(programs, tiny, refused, tmp_path):
+def test_a_workdir_below_a_file_is_refused(programs, tiny, refused, tmp_path):
     (tmp_path / "file").write_text("")
     path = str(tmp_path / "file" / "run")
     done = programs.train(path, *tiny)
@@ -23,13 +23,13 @@ def test_a_workdir_below_a_file(programs, tiny, refused, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/proc/run", "/dev/null", "/dev/null/run"])
-def test_a_workdir_that_cannot_be_made(path):
+def test_a_workdir_that_cannot_be_created_is_refused(path):
     with pytest.raises(InputError, match="--workdir: must be writable, got "):
         workdirs.open_workdir(path).__enter__()
 
 
-def test_a_run_on_a_read_only_disk(programs, tiny, uninterrupted, refused, tmp_path):
-    """As root a disk mounted so, otherwise folders without the permission."""
+def test_a_read_only_disk_is_refused(programs, tiny, uninterrupted, refused, tmp_path):
+    """Root needs a read-only mount; for other users, folders without write permission suffice."""
     shutil.copytree(uninterrupted, tmp_path / "disk" / "run")
     shutil.rmtree(tmp_path / "disk" / "run" / "checkpoints" / "60")
     command = programs.command("train.py", f"--workdir={tmp_path / 'disk' / 'run'}", *tiny)
@@ -52,7 +52,7 @@ def test_a_run_on_a_read_only_disk(programs, tiny, uninterrupted, refused, tmp_p
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "metrics.jsonl/x", "lock/x"])
-def test_something_else_in_the_place_of_a_part(tiny_config, tmp_path, name):
+def test_a_foreign_file_in_the_workdir_is_reported_and_kept(tiny_config, tmp_path, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
@@ -62,13 +62,13 @@ def test_something_else_in_the_place_of_a_part(tiny_config, tmp_path, name):
     assert path.read_text() == "mine"
 
 
-def test_a_second_process_is_refused_and_the_first_ends_as_ever(
-    programs, tiny, look, uninterrupted, ends_like, refused, tmp_path
+def test_a_second_process_is_refused_and_the_first_is_unaffected(
+    programs, tiny, inspect, uninterrupted, ends_like, refused, tmp_path
 ):
     path = tmp_path / "run"
     with programs.started("train.py", f"--workdir={path}", *tiny) as first:
-        look(path).await_line(first, 5)
-        first.send_signal(signal.SIGSTOP)  # it stays at work for as long as the second takes
+        inspect(path).await_line(first, 5)
+        first.send_signal(signal.SIGSTOP)  # still running when the second starts
         second = programs.train(path, *tiny)
         refused(2, second.returncode, second.stderr, "--workdir: must not be in use", path)
         first.send_signal(signal.SIGCONT)
@@ -88,11 +88,11 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
         assert folder == tmp_path
 
 
-def test_evaluation_runs_beside_training(programs, tiny, look, tmp_path):
+def test_evaluation_runs_beside_training(programs, tiny, inspect, tmp_path):
     path = tmp_path / "run"
     endless = ("--config.duration=100000 steps", "--config.eval_every=100000 steps")
     with programs.started("train.py", f"--workdir={path}", *tiny, *endless) as training:
-        look(path).await_checkpoint(training, 10)
+        inspect(path).await_checkpoint(training, 10)
         done = programs.run("eval.py", f"--workdir={path}", "--checks=accuracy")
         assert training.poll() is None
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,7 @@ def test_evaluation_runs_beside_training(programs, tiny, look, tmp_path):
     assert json.loads((path / "eval" / "metrics.json").read_text())["step"] >= 10
 
 
-def test_the_lock_is_free_after_the_run_and_belongs_to_the_first_host(tmp_path, monkeypatch):
+def test_only_the_first_host_locks_and_the_lock_is_released_after_the_run(tmp_path, monkeypatch):
     with workdirs.open_workdir(str(tmp_path)):
         with (
             pytest.raises(InputError, match="must not be in use, another process trains in"),
@@ -115,7 +115,7 @@ def test_the_lock_is_free_after_the_run_and_belongs_to_the_first_host(tmp_path, 
         pass
 
 
-def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
     def unsupported(file, operation):
         raise OSError(38, "Function not implemented")
 

@@ -45,7 +45,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path, state):
     assert equal(checkpoints.restore(state), at(state, 5))
     assert equal(checkpoints.restore(state, which="best"), at(state, 2))
     assert equal(checkpoints.restore(state, which="4"), at(state, 4))
-    assert Checkpoints(tmp_path, keep=2).best_step() == 2  # remembered by the next process
+    assert Checkpoints(tmp_path, keep=2).best_step() == 2  # read by a later process
     with pytest.raises(InputError, match="--checkpoint: must be .* one of 2, 4, 5, got '3'"):
         checkpoints.restore(state, which="3")
 
@@ -57,7 +57,7 @@ def test_without_a_validation_split_only_the_latest_are_kept(tmp_path, state):
         Checkpoints(tmp_path, read_only=True).restore(state, which="best")
 
 
-def test_no_checkpoint_is_none(tmp_path, state):
+def test_restoring_without_a_checkpoint_returns_none(tmp_path, state):
     assert Checkpoints(tmp_path).restore(state) is None
 
 
@@ -67,20 +67,22 @@ def damage(folder, step):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_a_damaged_latest_checkpoint_falls_back_and_is_set_aside(tmp_path, state, caplog):
+def test_a_damaged_latest_checkpoint_is_set_aside_and_the_previous_one_restored(
+    tmp_path, state, caplog
+):
     write(tmp_path, state, {1: 0.1, 2: 0.2, 3: 0.3})
     damage(tmp_path, 3)
     checkpoints = Checkpoints(tmp_path)
     assert equal(checkpoints.restore(state), at(state, 2))
     assert "3 is damaged" in caplog.text
     assert (tmp_path / "damaged" / "3-0").is_dir()
-    checkpoints.save(3, at(state, 3), validation_accuracy=0.3)  # its place is free again
+    checkpoints.save(3, at(state, 3), validation_accuracy=0.3)  # the step can be saved again
     checkpoints.close()
     assert equal(Checkpoints(tmp_path, read_only=True).restore(state), at(state, 3))
 
 
 def rewrite(folder, step, state=None, **changes):
-    """Replaces parts of a checkpoint by others that Orbax reads well."""
+    """Replaces parts of a checkpoint, keeping it readable by Orbax."""
     path = folder / "checkpoints"
     with ocp.CheckpointManager(path, item_names=("state", "record")) as manager:
         record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
@@ -107,7 +109,7 @@ def test_a_checkpoint_of_another_network_is_not_restored(tmp_path, state):
 
 
 def test_a_checkpoint_of_version_0_1_is_restored(tmp_path, state):
-    """Without an auxiliary network, its optimizer state had no level for the network's parameters."""
+    """Without an auxiliary network, the optimizer state of 0.1 had no ``params`` level."""
     write(tmp_path, state, {3: 0.3})
     old = state.replace(
         opt_state=jax.tree.map(
@@ -128,7 +130,7 @@ def test_a_checkpoint_of_version_0_1_is_restored(tmp_path, state):
     assert equal(Checkpoints(tmp_path, read_only=True).restore(state), state)
 
 
-def test_variables_are_those_of_the_moving_average_if_there_is_one(tmp_path, state):
+def test_restored_variables_use_the_moving_average_if_there_is_one(tmp_path, state):
     like = {"params": state.params, "batch_stats": state.batch_stats}
     write(tmp_path, state, {1: None})
     step, variables = Checkpoints(tmp_path, read_only=True).restore_variables(like)
@@ -145,20 +147,20 @@ def test_only_damaged_checkpoints_stop_the_run(tmp_path, state):
     damage(tmp_path, 2)
     with pytest.raises(InputError, match="no checkpoint can be read"):
         Checkpoints(tmp_path).restore(state)
-    assert len(list((tmp_path / "damaged").iterdir())) == 2  # nothing is lost
+    assert len(list((tmp_path / "damaged").iterdir())) == 2  # set aside, not deleted
 
 
-def test_evaluation_leaves_damaged_checkpoints_where_they_are(tmp_path, state):
+def test_evaluation_does_not_move_damaged_checkpoints(tmp_path, state):
     write(tmp_path, state, {1: 0.1, 2: 0.2})
     damage(tmp_path, 2)
     assert equal(Checkpoints(tmp_path, read_only=True).restore(state), at(state, 1))
     assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
-def test_evaluation_takes_the_newest_when_training_has_removed_what_it_was_about_to_read(
+def test_evaluation_reads_the_newest_checkpoint_when_training_removed_the_selected_one(
     tmp_path, state
 ):
     write(tmp_path, state, {1: None, 2: None})
     reader = Checkpoints(tmp_path, read_only=True)
-    write(tmp_path, state, {3: None, 4: None})  # and 1 and 2 are gone
+    write(tmp_path, state, {3: None, 4: None})  # this removes 1 and 2
     assert equal(reader.restore(state), at(state, 4))

@@ -1,0 +1,24 @@
+"""Runs on disk: the workdir, its checkpoints, its log, and networks loaded from it."""
+
+from sdd_jax.runs.checkpoints import Checkpoints
+from sdd_jax.runs.metrics_log import MetricsLog
+from sdd_jax.runs.trained_network import TrainedNetwork, load_trained_network
+from sdd_jax.runs.workdir import (
+    open_workdir,
+    read_config,
+    read_metrics,
+    write_config,
+    write_text,
+)
+
+__all__ = [
+    "Checkpoints",
+    "MetricsLog",
+    "TrainedNetwork",
+    "load_trained_network",
+    "open_workdir",
+    "read_config",
+    "read_metrics",
+    "write_config",
+    "write_text",
+]
