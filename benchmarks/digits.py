@@ -2,8 +2,8 @@
 
     python -m benchmarks.digits [--only digits]
 
-This takes a few minutes. All runs are new, in a temporary folder, and on one CPU device, so the figures
-are a function of the code and of the processor.
+This takes a few minutes. All runs start anew in a temporary folder, on one CPU device, so the results
+depend only on the code and the processor.
 """
 
 import argparse
@@ -30,7 +30,7 @@ class Study:
     Attributes:
       what: description.
       runs: arguments of ``train.py`` by the name of the run. TEACHER stands for the workdir of the run
-        "teacher", which is made first.
+        "teacher", which is trained first.
       checks: checks by the name of the run, for runs that are evaluated.
     """
 
@@ -107,7 +107,7 @@ def _call(script: str, *args: str) -> None:
 
 
 def processor() -> str:
-    """Name of the CPU, as far as the system tells it."""
+    """Name of the CPU, or the architecture if the system does not report one."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

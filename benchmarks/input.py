@@ -89,7 +89,7 @@ def streamed(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     data = random_images(folder / "large.npz", size=SIZE, train=CLASSES)
 
     def config(image_size: int = 0) -> Any:
-        """A run on images in memory, or cropped from encoded ones."""
+        """Creates the config of a run on images in memory, or on crops if ``image_size`` is set."""
         result = run_config(data, "resnet18", batch=args.streamed_batch, stem="imagenet")
         result.dataset.mean, result.dataset.std = (0.5,) * 3, (0.25,) * 3
         result.dataset.image_size = image_size

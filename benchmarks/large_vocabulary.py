@@ -1,4 +1,4 @@
-"""Time and memory of the losses that work on chunks of classes, over the plain ones with all logits.
+"""Time and memory of the losses by chunks of classes, over those of the plain losses.
 
     python -m benchmarks.large_vocabulary [--batch 512 --features 1024 --classes 131072 --rounds 5]
 

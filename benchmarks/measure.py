@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: measuring in turns, a training step to time, and the result file.
+"""Shared functions of the benchmarks: timing in turns, a training step to time, the result file.
 
 The speed of a machine varies, by up to a half from minute to minute. The two sides of a ratio therefore
 run in turns, in one process (or in two, of which one is idle). The ratio is taken within each round; its
@@ -87,7 +87,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def write(args: argparse.Namespace, name: str, command: str, what: str, **results: Any) -> None:
-    """Writes the result file, with the machine and the versions.
+    """Writes the result file, with the machine, the versions and the commit.
 
     Args:
       args: the parsed command line.
@@ -96,6 +96,8 @@ def write(args: argparse.Namespace, name: str, command: str, what: str, **result
       what: description of the measurement.
       **results: the figures.
     """
+    from sdd_jax.runs.workdir import source_commit
+
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -103,6 +105,7 @@ def write(args: argparse.Namespace, name: str, command: str, what: str, **result
         except metadata.PackageNotFoundError:
             continue
     head = {"what": what, "command": command, "machine": args.machine, "versions": versions}
+    head["commit"] = source_commit()
     output = args.output or RESULTS / f"{name}.json"
     output.write_text(json.dumps(head | results, indent=2) + "\n")
     print(f"written to {output}")
@@ -111,8 +114,8 @@ def write(args: argparse.Namespace, name: str, command: str, what: str, **result
 def machine() -> str:
     """Describes the device.
 
-    A separate process asks JAX for it: this one would hold the TPU, or the GPU's memory, that the
-    processes started by a benchmark need.
+    JAX runs in a separate process for this: in this one it would hold the TPU, or the GPU memory, that
+    the processes started by a benchmark need.
     """
     code = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)"
     process = subprocess.run(

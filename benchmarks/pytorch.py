@@ -3,10 +3,10 @@
     pip install -e '.[benchmark]'
     python -m benchmarks.pytorch [--network NETWORK --batch 64 --rounds 9]
 
-NETWORK is resnet18 or quick. Each side is a process of its own that makes a step on request, so one at
-a time computes: sdd_jax with one XLA device, and with one per core; PyTorch eager, with channels last,
-and, if there is a C++ compiler, compiled. A step of sdd_jax includes gathering its batch;
-PyTorch has one at hand. Above 1, sdd_jax with a device per core is faster.
+NETWORK is resnet18 or quick. Each side is a process of its own that makes a step on request, so only one
+computes at a time: sdd_jax with one XLA device, and with one per core; PyTorch eager, with channels
+last, and, if there is a C++ compiler, compiled. A step of sdd_jax includes gathering its batch;
+PyTorch's batch is ready in memory. Above 1, sdd_jax with a device per core is faster.
 """
 
 import os
@@ -107,7 +107,7 @@ def theirs(network: str, batch: int, variant: str) -> tuple[int, Callable[[], fl
 
 
 def sides() -> dict[str, int]:
-    """The sides that this machine can measure, and their numbers of XLA devices (0: PyTorch)."""
+    """``{side: number of XLA devices}`` of the sides that run on this machine; 0 for PyTorch."""
     devices = {
         "sdd_jax, one device": 1,
         OURS: cores(),
@@ -149,7 +149,7 @@ class Worker:
 
 
 def serve(side: str, network: str, batch: int, folder: str) -> None:
-    """Answers lines of the input: the first with the number of parameters, the others with seconds."""
+    """Answers each line of stdin: the first with the number of parameters, the others with seconds."""
     if side.startswith("sdd_jax"):
         parameters, step = ours(network, batch, folder)
     else:

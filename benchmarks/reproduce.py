@@ -49,7 +49,7 @@ def run(plan: str, row: str, seed: int, args: argparse.Namespace) -> dict[str, A
             *_evaluation_args(PLANS[plan], args.data_dir),
             data_dir,
         )
-        # The recorded commands name no folder of this machine.
+        # The recorded commands must not contain paths of this machine.
         teacher = [f"--config.teacher=RUN_OF_{recipe.teacher}"] if recipe.teacher else []
         command = " ".join([f"python train.py --config={recipe.card}", *options, *teacher])
         evaluation = " ".join(["eval.py", *_evaluation_args(PLANS[plan], "")])
@@ -112,7 +112,7 @@ def _evaluation_args(plan: Plan, data_dir: str) -> list[str]:
 
 
 def _absolute(path: str) -> str:
-    """An absolute path, since the programs run in the repository."""
+    """Makes a path absolute, since the programs run in the repository."""
     return path and os.path.abspath(os.path.expanduser(path))
 
 

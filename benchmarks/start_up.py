@@ -2,7 +2,7 @@
 
     python -m benchmarks.start_up [--rounds 5]
 
-The first start finds no compiled programs beside its run; the second finds those of the first.
+The first start has no compilation cache; the second uses that of the first.
 """
 
 import os

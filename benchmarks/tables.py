@@ -62,7 +62,7 @@ def tables() -> dict[str, str]:
 
 
 def plan_table(plan: str) -> str:
-    """A column per recipe with results: mean and sample standard deviation over its seeds."""
+    """A column for each recipe that has results: mean and sample standard deviation over seeds."""
     columns = {}
     for name, row in PLANS[plan].rows.items():
         files = (measure.RESULTS / plan).glob(f"{name}-[0-9]*.json")

@@ -1,7 +1,7 @@
 """CIFAR-100 with 50 training images per class, ResNet-18 at width 16: small enough for one core.
 
 The paper's recipe, shrunk to compare weights and objectives without an accelerator. A tenth of the
-training images, none of which is among the 50, is held out to choose between them.
+training images, none of which is among the 50, is held out to select among these.
 
 Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.05642)
 Command   python train.py --config=configs/cifar100_50_per_class.py --config.sd_dropout.weight=0.1

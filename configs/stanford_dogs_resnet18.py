@@ -5,7 +5,7 @@ Data      tfds build stanford_dogs --file_format=array_record --data_dir=DIR
 Command   python train.py --config=configs/stanford_dogs_resnet18.py --config.dataset.data_dir=DIR
 Variants  :ce (cross-entropy alone), :METHOD as for CIFAR-100; ,runlocal (width 16, 64 pixels, 3
           epochs), --config.engine.workers=N, --config.engine.processes=true
-Expected  better than :ce (the paper says so; its figures are not known here)
+Expected  higher accuracy than :ce, as in the paper (its figures are not known here)
 """
 
 from sdd_jax.recipes import sd_dropout_fine_grained

@@ -25,8 +25,8 @@ def train() -> None:
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run; by default runs/CARD.")
     _define_distributed()
     if not any(re.match("--?config(=|$)", argument) for argument in sys.argv):
-        here = pathlib.Path(sys.argv[0]).resolve().parent
-        sys.argv.insert(1, f"--config={here / DEFAULT_CARD}")
+        root = pathlib.Path(sys.argv[0]).resolve().parent
+        sys.argv.insert(1, f"--config={root / DEFAULT_CARD}")
 
     def main() -> None:
         from sdd_jax.train import train_and_evaluate
@@ -102,7 +102,6 @@ def _run_name(card: str) -> str:
 
 def _run(main: Callable[[], None]) -> None:
     """Parses the flags and runs ``main``; failures are reported in one line."""
-
     let_cpu_collectives_wait()
 
     def guarded(argv):
@@ -144,7 +143,7 @@ def _print_unless_late_write(unraisable: Any) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a wrong one ends the program with one line."""
+    """Parses the flags; an invalid one ends the program with a one-line error."""
     rest: list[str] = []
     try:
         rest = flags.FLAGS(argv)
@@ -165,7 +164,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _unknown_override(argv: list[str], card: ConfigDict) -> str | None:
-    """The error for the first ``--config.A.B`` that names no field of the card; None without one."""
+    """The error for the first ``--config.A.B`` that names no field of the card, or None."""
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0]
         config, path = card, name.split(".")

@@ -30,16 +30,16 @@ class Run:
 
     Attributes:
       seed: root of all randomness.
-      imports: files of your own that register networks, objectives, checks.
+      imports: your own files or modules, which register networks, objectives, checks.
       inputs: training images: "train", "perturbed" (each pixel black with probability 0.2) or
         "unlabelled:NAME", another data set.
       teacher: workdir of the teacher's run, for objectives that have a teacher.
-      batch_size: of all devices together.
+      batch_size: global batch size, over all devices.
       duration: length of training.
-      log_every: interval of the log.
-      eval_every: interval of evaluations on the test and validation splits.
-      checkpoint_every: interval of checkpoints.
-      keep_checkpoints: number of latest checkpoints; with a validation split the best is kept, too.
+      log_every: interval between log lines.
+      eval_every: interval between evaluations on the test and validation splits.
+      checkpoint_every: interval between checkpoints.
+      keep_checkpoints: number of latest checkpoints; with a validation split, the best is also kept.
       steps_per_call: training steps per dispatch; 0: the engine's default.
     """
 
@@ -57,7 +57,7 @@ class Run:
 
 
 def _augmentation(*, pad: Count = 0, flip: bool = False) -> None:
-    """The section ``augment``, see :func:`sdd_jax.data.images.augment`."""
+    """Options of the section ``augment``, see :func:`sdd_jax.data.images.augment`."""
 
 
 def _evaluation(*, batch_size: Size = 1000) -> None:
@@ -105,7 +105,8 @@ OPERATIONAL = (
 def default() -> ConfigDict:
     """Every field with its default. A recipe card changes the fields of its recipe and returns it.
 
-    To select another entry of a section, assign ``models.options("resnet18", width=16)`` and its like.
+    To select another entry of a section, assign its options, for example
+    ``config.model = models.options("resnet18", width=16)``.
     """
     sections = {name: options.defaults(function) for name, function in FIXED.items()}
     selected = {name: SELECTED[name].options(entry) for name, entry in DEFAULT_ENTRIES.items()}
@@ -197,7 +198,7 @@ def record(workdir: pathlib.Path, config: ConfigDict, *, first_process: bool) ->
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """The fields, without operational ones, in which two configs differ: ``"FIELD: A, B"``."""
+    """The differences between two configs, operational fields aside: ``"FIELD: A now, B there"``."""
     a, b = _flat(ours), _flat(theirs)
     return [
         f"config.{field}: {a.get(field)!r} now, {b.get(field)!r} there"

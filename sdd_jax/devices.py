@@ -1,7 +1,7 @@
 """Devices and hosts: the mapped axis, the layout of state and batches, XLA's settings.
 
 One mapped axis, ``AXIS``, spans all devices of all hosts. State is replicated. A batch is sharded in
-order: each device holds an equal share, each host supplies the shares of its own devices.
+order and in equal shares; each host supplies the shares of its own devices.
 """
 
 import logging
@@ -38,7 +38,7 @@ def local_indices(batch_size: int) -> np.ndarray:
     """Global-batch indices supplied by this host: int32 ``[local devices, B per device]``, a range.
 
     Args:
-      batch_size: of all devices together, a multiple of their number.
+      batch_size: global batch size, a multiple of the number of devices.
     """
     by_device = np.arange(batch_size, dtype=np.int32).reshape(jax.device_count(), -1)
     first = jax.process_index() * jax.local_device_count()
@@ -69,13 +69,13 @@ def enable_compilation_cache(workdir: str) -> None:
     nobody else; a new one is created that way. Otherwise a warning is logged and there is no cache. If
     the user has set ``JAX_COMPILATION_CACHE_DIR``, that folder is used as it is.
 
-    An entry that a kill or a full disk truncated would fail at every later start, and JAX never replaces
-    it. When JAX warns that an entry cannot be read or written, the folder is deleted.
+    A kill or a full disk can truncate an entry, which then fails at every later start, since JAX never
+    replaces it. When JAX warns that an entry cannot be read or written, the folder is deleted.
 
     Args:
       workdir: folder of the run.
     """
-    # JAX defines the attributes of its config when it runs.
+    # getattr, because JAX defines the attributes of its config at run time.
     cache_dir = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
     if cache_dir is not None or not hasattr(os, "geteuid"):
         return
@@ -83,7 +83,7 @@ def enable_compilation_cache(workdir: str) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
-    except (OSError, ValueError):  # opening the workdir will report it, if it matters
+    except (OSError, ValueError):  # open_workdir reports an unusable folder
         return
     if not _is_private(status):
         _logger.warning(
@@ -98,7 +98,7 @@ def enable_compilation_cache(workdir: str) -> None:
 
 
 def _is_private(status: os.stat_result) -> bool:
-    """True for a folder, not a link, of this user's that nobody else can write to."""
+    """True for a folder (not a link) that belongs to this user and that nobody else can write to."""
     others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not others_write
 

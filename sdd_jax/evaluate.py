@@ -1,4 +1,4 @@
-"""Evaluation of runs: from the checkpoints of workdirs to metrics, plots and a report."""
+"""The evaluation program: from the checkpoints of runs to metrics, plots and a report."""
 
 import dataclasses
 import datetime
@@ -35,12 +35,12 @@ def evaluate_workdir(
 
     Writes ``WORKDIR/eval``: the record of each check (``checks.json``), the metrics of all records
     (``metrics.json``, null for a value that is not finite), plots and ``report.html``. The results of
-    checks that are not repeated are kept. The runs to compare with are evaluated, too, and stand beside
-    the first in its plots and report; nothing is written to their workdirs.
+    checks that are not repeated are kept. The runs to compare with are evaluated as well and shown
+    beside the first in its plots and report; nothing is written to their workdirs.
 
     Args:
       workdir: folder of the run.
-      names: names of checks; ``["all"]``: every check that one of the runs can have.
+      names: names of checks; ``["all"]``: every check that applies to one of the runs.
       compare: folders of other runs on the same data set.
       checkpoint: "latest", "best" or a step.
       overrides: other values for fields of the runs' configs, e.g. ``{"eval.ood": ("mnist",)}``.
@@ -49,8 +49,8 @@ def evaluate_workdir(
       ``{"step": ..., "eval/accuracy": ..., ...}``, the results of this evaluation of ``workdir``.
 
     Raises:
-      InputError: no run, check or checkpoint of that name, an unusable option, a check that no run can
-        have, or data that are missing; nothing has been computed.
+      InputError: no run, check or checkpoint of that name, an unusable option, a check that applies to
+        no run, or missing data; nothing has been computed.
       WriteError: the results cannot be written; the earlier ones are kept.
     """
     # ------------------------------------------------------------------------- runs and checks
@@ -153,7 +153,7 @@ def _config(folder: pathlib.Path, overrides: Mapping[str, Any], field: str) -> A
 
 
 def _reasons(check: Check, setups: Mapping[str, EvaluationSetup]) -> dict[str, str]:
-    """``{run: reason}`` of the runs that cannot have the check."""
+    """``{run: reason}`` for the runs that the check does not apply to."""
     with within("config.eval"):
         reasons = {run: check.requirement(setup) for run, setup in setups.items()}
     return {run: reason for run, reason in reasons.items() if reason}

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run; rules between fields. Nothing is compiled here."""
+"""Builds the parts of a run from its config, and checks the rules between fields."""
 
 import dataclasses
 import functools
@@ -36,15 +36,15 @@ class Experiment:
     """The parts of a training run.
 
     Attributes:
-      config: complete.
-      setup: data set and network, as an evaluation needs them.
+      config: the complete config.
+      setup: the data set and the network, with the options of an evaluation.
       examples: the training examples of ``config.inputs``.
       engine: supplies the batches.
-      objective: what a step minimises.
+      objective: the loss to minimise.
       schedule: learning rate by step.
       optimizer: gradient transformation and parameter average.
-      total_steps: length of the run.
-      log_every: steps between lines of the log.
+      total_steps: number of training steps.
+      log_every: steps between log lines.
       eval_every: steps between evaluations.
       checkpoint_every: steps between checkpoints.
       steps_per_call: training steps in one dispatch.
@@ -90,13 +90,13 @@ class Experiment:
         if self.objective.constants is None:
             return None
         raw = np.asarray(self.examples.images[:NUM_SAMPLE_INPUTS])
-        # The name of the stream is part of the run: another name would give other figures.
+        # Renaming this stream would change the results of every run with constants.
         keys = example_keys(self.config.seed, "references", jnp.int32(0), jnp.arange(len(raw)))
         prepared = jax.jit(self.prepare)(keys, raw)
         return self.objective.constants(prepared, stream_key(self.config.seed, "references"))
 
     def prepare(self, keys: jax.Array, raw: jax.Array) -> jax.Array:
-        """Augments and normalises uint8 images, by one key each."""
+        """Augments and normalises uint8 images, with one key per image."""
         options, dataset = self.config.augment, self.setup.dataset
         augmented = images.augment(
             keys,
@@ -131,7 +131,7 @@ def load_setup(config: ConfigDict) -> EvaluationSetup:
 
 
 def load_experiment(config: ConfigDict) -> Experiment:
-    """Loads the data and builds everything that training needs.
+    """Loads the data and builds all parts of a run; compiles nothing.
 
     Raises:
       InputError: the config cannot be used.
@@ -188,7 +188,9 @@ def load_experiment(config: ConfigDict) -> Experiment:
         steps_per_call=config.steps_per_call or engine.steps_per_call,
     )
     with within("config.model"):
-        _ = experiment.abstract_state  # traces the network: does it take these images?
+        _ = (
+            experiment.abstract_state
+        )  # traces the network, which raises if it cannot take these images
     return experiment
 
 

@@ -6,7 +6,8 @@ A function declares its options once::
 
 :func:`defaults` reads them for a config, :func:`validate` checks values against them. Ranges are those
 of `annotated-types <https://github.com/annotated-types/annotated-types>`_: ``Ge``, ``Gt``, ``Le``,
-``Lt``, ``Interval``, ``MinLen``. Parameters without a default are provided by the program.
+``Lt``, ``Interval``, ``MinLen``. Parameters without a default are not options: the program provides
+them.
 """
 
 import collections.abc
@@ -32,7 +33,7 @@ Count = Annotated[int, at.Ge(0)]
 MAX_INT = 2**32 - 1  # seeds, counters and sizes have 32 bits on a device
 MAX_FLOAT = 3.4e38  # the range of float32
 
-_ARTICLE = {
+_SINGULAR = {
     bool: "True or False",
     int: "a whole number of 32 bits",
     float: "a finite number of 32 bits",
@@ -50,7 +51,7 @@ def parameters(function: Callable) -> dict[str, inspect.Parameter]:
     """The options of a function or class: its parameters that have a default."""
     try:
         signature = inspect.signature(function, eval_str=True)
-    except NameError:  # a string annotation that names a type of type-checking time only
+    except NameError:  # a string annotation names a type imported for type checking only
         signature = inspect.signature(function)
     return {
         name: parameter
@@ -85,7 +86,7 @@ def validate(function: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _annotation(parameter: inspect.Parameter) -> Any:
-    """The annotation, or the type of the default where the annotation says nothing."""
+    """The annotation, or the type of the default if the annotation is absent or unresolved."""
     annotation, default = parameter.annotation, parameter.default
     if annotation is not inspect.Parameter.empty and not isinstance(annotation, str):
         return annotation
@@ -104,22 +105,22 @@ def _validated(field: str, value: Any, annotation: Any) -> Any:
             f"one of {', '.join(choices)}",
         )
         return str(value)
-    if kind in _ARTICLE:
-        require(_is(kind, value), field, value, _ARTICLE[kind])
+    if kind in _SINGULAR:
+        require(_is(kind, value), field, value, _SINGULAR[kind])
         for limit in ranges:
-            require(_inside(limit, value), field, value, _words(limit))
+            require(_inside(limit, value), field, value, _describe(limit))
         return kind(value)
     element = _element(kind)
     if element is None:
-        return value  # an annotation of other libraries' types: the function checks it
+        return value  # a type of another library: the function checks the value
     element_kind, element_ranges = _unwrap(element)
-    if element_kind not in _ARTICLE:
+    if element_kind not in _SINGULAR:
         return value
     ok = isinstance(value, (tuple, list)) and all(_is(element_kind, x) for x in value)
     require(ok, field, value, f"a list {_PLURAL[element_kind]}")
     for limit in element_ranges:
         inside = all(_inside(limit, x) for x in value)
-        require(inside, field, tuple(value), f"a list of numbers, each {_words(limit)}")
+        require(inside, field, tuple(value), f"a list of numbers, each {_describe(limit)}")
     for limit in ranges:
         require(
             not isinstance(limit, at.MinLen) or len(value) >= limit.min_length,
@@ -131,7 +132,7 @@ def _validated(field: str, value: Any, annotation: Any) -> Any:
 
 
 def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:
-    """``Annotated[kind, *ranges]`` as the kind and its ranges."""
+    """Splits ``Annotated[kind, *ranges]`` into the kind and its ranges."""
     if typing.get_origin(annotation) is not Annotated:
         return annotation, []
     kind, *metadata = typing.get_args(annotation)
@@ -139,7 +140,7 @@ def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:
 
 
 def _element(kind: Any) -> Any:
-    """X of ``tuple[X, ...]``, ``list[X]`` or ``Sequence[X]``; None of any other type."""
+    """X of ``tuple[X, ...]``, ``list[X]`` or ``Sequence[X]``; None for any other type."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     sequences = (tuple, list, collections.abc.Sequence)
     return args[0] if args and origin in sequences and set(args[1:]) <= {Ellipsis} else None
@@ -147,15 +148,15 @@ def _element(kind: Any) -> Any:
 
 def _is(kind: type, value: Any) -> bool:
     # bool subclasses int but is not accepted as a number.
-    truth = isinstance(value, (bool, np.bool_))
+    is_bool = isinstance(value, (bool, np.bool_))
     if kind is int:
         integral = isinstance(value, numbers.Integral)
-        return not truth and integral and abs(value) <= MAX_INT  # pyrefly: ignore[unsupported-operation]
+        return not is_bool and integral and abs(value) <= MAX_INT  # pyrefly: ignore[unsupported-operation]
     if kind is float:
         real = isinstance(value, numbers.Real)
-        # False for nan.
-        return not truth and real and abs(value) <= MAX_FLOAT  # pyrefly: ignore[unsupported-operation]
-    return truth if kind is bool else isinstance(value, str)
+        # The comparison is False for nan.
+        return not is_bool and real and abs(value) <= MAX_FLOAT  # pyrefly: ignore[unsupported-operation]
+    return is_bool if kind is bool else isinstance(value, str)
 
 
 def _bounds(limit: Any) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def _inside(limit: Any, value: Any) -> bool:
     )
 
 
-def _words(limit: Any) -> str:
+def _describe(limit: Any) -> str:
     bounds = _bounds(limit)
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if low is not None and high is not None:

@@ -1,4 +1,4 @@
-"""Plugins: a user's own files, which register networks, objectives, checks from outside the package."""
+"""Plugins: a user's own files, which register networks, objectives and checks."""
 
 import importlib
 import importlib.machinery
@@ -46,7 +46,7 @@ def _load_file(name: str) -> str:
         )
     loader = importlib.machinery.SourceFileLoader(module_name, path)
     spec = importlib.util.spec_from_loader(module_name, loader)
-    assert spec is not None  # it is None without a loader
+    assert spec is not None  # None only without a loader
     module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
     try:
         loader.exec_module(module)

@@ -15,8 +15,9 @@ METHODS = ("cs_kd", "ddgsd", "byot", "dml", "clean_student")
 def sd_dropout_cifar(dataset: str, model: str, argument: str) -> ConfigDict:
     """The recipe of the SD-Dropout paper for CIFAR.
 
-    SGD at 0.1, momentum 0.9, weight decay 1e-4 on all parameters, batch 128, 200 epochs with the
-    learning rate divided by 10 after 100 and 150, no warm-up; random crop with padding 4, flip.
+    SGD with learning rate 0.1, momentum 0.9, weight decay 1e-4 on all parameters, batch 128, 200 epochs.
+    The learning rate is divided by 10 after 100 and 150 epochs, without warm-up. Random crop with
+    padding 4, flip.
 
     Args:
       dataset: "cifar10" or "cifar100".
@@ -47,9 +48,10 @@ def sd_dropout_fine_grained(dataset: str, model: str, argument: str) -> ConfigDi
 
 
 def sd_dropout_imagenet(model: str, argument: str) -> ConfigDict:
-    """The recipe of the SD-Dropout paper for ImageNet: batch 256, 90 epochs, divided by 10 every 30.
+    """The recipe of the SD-Dropout paper for ImageNet: batch 256, 90 epochs.
 
-    There is no warm-up; ``--config.schedule.warmup="5 epochs"`` adds one.
+    The learning rate is divided by 10 every 30 epochs. There is no warm-up;
+    ``--config.schedule.warmup="5 epochs"`` adds one.
 
     Args:
       model: a network in ImageNet form.
@@ -69,7 +71,7 @@ def _sd_dropout(dataset: str, model: str, stem: str, argument: str) -> ConfigDic
     Args:
       dataset: name of the data set.
       model: name of the network.
-      stem: its stem.
+      stem: the network's stem, "cifar" or "imagenet".
       argument: "sd_dropout" (weight 1, the default); "ce" (cross-entropy alone); or one of ``METHODS``,
         alone or with "sd_dropout" (weight 0.1). "runlocal" shrinks the run for a laptop.
     """
@@ -96,7 +98,7 @@ def _sd_dropout(dataset: str, model: str, stem: str, argument: str) -> ConfigDic
 
 
 def _photographs(config: ConfigDict, argument: str) -> ConfigDict:
-    """Adds photographs of any size, streamed and cropped as for ImageNet."""
+    """Sets the options for photographs of any size: streamed, cropped and normalised as for ImageNet."""
     config.dataset.image_size = 64 if _is_local(argument) else 224
     config.dataset.mean = (0.485, 0.456, 0.406)
     config.dataset.std = (0.229, 0.224, 0.225)
@@ -116,7 +118,7 @@ def _is_local(argument: str) -> bool:
 def dropout_teacher(dataset: str, model: str) -> ConfigDict:
     """The Dropout-Distillation paper's recipe for teachers: SGD, momentum 0.9, L2, flips on CIFAR.
 
-    The paper does not state the batch size, the strength of L2, the dropout rate ("typically 1/2") or
+    The paper does not state the batch size, the L2 coefficient, the dropout rate ("typically 1/2") or
     the preprocessing. Here they are 128, 1e-4 or the value of the network's own paper, 1/2, and
     normalisation by the training images' mean and standard deviation.
 
@@ -134,7 +136,7 @@ def dropout_teacher(dataset: str, model: str) -> ConfigDict:
 
 
 def quick_teacher(*, short: bool) -> ConfigDict:
-    """Quick on CIFAR-10: 0.05 for 200 epochs and 0.005 for 100; a fifth of it if ``short``."""
+    """Quick on CIFAR-10: learning rate 0.05 for 200 epochs, 0.005 for 100; a fifth if ``short``."""
     config = dropout_teacher("cifar10", "quick")
     config.optimizer.learning_rate = 0.05
     milestone = "40 epochs" if short else "200 epochs"
@@ -144,7 +146,7 @@ def quick_teacher(*, short: bool) -> ConfigDict:
 
 
 def lenet_teacher(*, all_layers: bool) -> ConfigDict:
-    """LeNet or LeNetAll on MNIST: 1e-3 for 20 epochs and 1e-4 for 10."""
+    """LeNet or LeNetAll on MNIST: learning rate 1e-3 for 20 epochs, 1e-4 for 10."""
     config = dropout_teacher("mnist", "lenet_all" if all_layers else "lenet")
     config.optimizer.learning_rate = 1e-3
     config.schedule = schedules.options("step", milestones=("20 epochs",))
@@ -153,7 +155,7 @@ def lenet_teacher(*, all_layers: bool) -> ConfigDict:
 
 
 def all_conv_teacher(dataset: str) -> ConfigDict:
-    """All-CNN-C: 350 epochs, weight decay 1e-3, divided by 10 after 200, 250 and 300 epochs."""
+    """All-CNN-C: weight decay 1e-3, 350 epochs; learning rate divided by 10 after 200, 250 and 300."""
     config = dropout_teacher(dataset, "all_conv")
     config.optimizer.learning_rate = 0.05
     config.optimizer.weight_decay = 1e-3

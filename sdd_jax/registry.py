@@ -5,9 +5,9 @@ A registry belongs to a package or module. A module in that package adds an entr
     @models.register("my_net")
     def my_net(*, num_classes, width: Size = 64): ...
 
-Every module of the package is imported on first use, so a new entry is a new file. A user's own file
-registers in the same way from outside the package. The keyword arguments with a default are the options
-that a config can set, see :mod:`sdd_jax.options`.
+Every module of the package is imported on first use, so a new entry is a new file. A file outside the
+package registers its entries in the same way. The keyword arguments with a default are the options that
+a config can set, see :mod:`sdd_jax.options`.
 """
 
 import importlib
@@ -27,7 +27,7 @@ class Registry:
       package: dotted name of the package, or module, whose modules hold the entries.
       selector: the config section with the name and the options, as in ``model``; or the command-line
         flag with the name, as in ``--checks``.
-      options: the config section with the options, if it is another.
+      options: the config section with the options, if it is not ``selector``.
     """
 
     def __init__(self, package: str, selector: str, *, options: str = ""):
@@ -63,7 +63,7 @@ class Registry:
         """The function registered as ``name``.
 
         Raises:
-          InputError: no such name.
+          InputError: nothing is registered under this name.
         """
         if name not in self.names():
             raise InputError(
@@ -85,7 +85,7 @@ class Registry:
 
         Args:
           options: ``name`` and any of the function's options.
-          **context: arguments from the program; the function gets those that it has a parameter for.
+          **context: arguments from the program; those that the function does not take are ignored.
 
         Raises:
           InputError: as :meth:`options`, or raised by the function; the message names the config field.

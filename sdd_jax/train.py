@@ -23,7 +23,7 @@ from sdd_jax.training.state import TrainState
 from sdd_jax.training.step import compile_train_call, train_step
 
 # Calls dispatched at a time. XLA blocks a device that has 32 programs in flight; with several CPU
-# devices on a busy machine, that can keep one device from a collective in which the others wait.
+# devices on a busy machine, that can keep one device from a collective that the others wait in.
 MAX_CALLS_IN_FLIGHT = 8
 
 
@@ -42,8 +42,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     1. Without a checkpoint, start at step 0.
     2. Restore the latest intact checkpoint, whatever the number of devices it was written on.
-    3. Drop the logged lines after it.
-    4. If it is the last step and is evaluated, report and return.
+    3. Drop the log lines after it.
+    4. If it is at the last step and has been evaluated, report and return.
 
     A resumed run ends with the same parameters, bit for bit, as an uninterrupted one.
 
@@ -107,7 +107,7 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
                         summary = evaluator.summary()
                         _check_loss(summary["nll"], f"the loss on {split}", f"after step {step}")
                         values |= {f"{prefix}/{name}": value for name, value in summary.items()}
-            except _StopAsked:
+            except _StopRequested:
                 return False
             return True
 
@@ -171,7 +171,7 @@ def _finish(folder: pathlib.Path, step: int, values: dict[str, float]) -> dict[s
     return {name: value for name, value in values.items() if name.startswith("eval/")}
 
 
-# ----------------------------------------------------------------------------- what is due when
+# -------------------------------------------------------------- evaluations and checkpoints due
 
 
 def _due(step: int, every: int, total: int) -> bool:
@@ -203,7 +203,7 @@ def call_end(experiment: Experiment, step: int) -> int:
 
 
 def _logged_line(folder: pathlib.Path, step: int) -> dict[str, Any]:
-    """The log's last line of a step; empty without one."""
+    """The last log line of a step; empty if there is none."""
     lines = [line for line in read_metrics(folder) if line["step"] == step]
     return lines[-1] if lines else {}
 
@@ -234,7 +234,7 @@ def _check_loss(loss: float, name: str, when: str) -> None:
 
 
 class _Interval:
-    """Mean metrics and images per second of the steps between two lines of the log.
+    """Mean metrics and images per second of the steps between two log lines.
 
     The clock stops during evaluation and saving, and starts after the first call, which compiles.
     """
@@ -288,21 +288,21 @@ class _Interval:
 # ------------------------------------------------------------------------------------- stopping
 
 
-class _StopAsked(Exception):
+class _StopRequested(Exception):
     """A stop was requested during an evaluation."""
 
 
 class _StopSignal:
-    """Notes SIGTERM and the first Ctrl-C; several processes agree on the step at which to stop."""
+    """Handles SIGTERM and the first Ctrl-C; several processes agree on the step at which to stop."""
 
     def __enter__(self):
         self._received = False
-        self._asked = 0
+        self._polls = 0
         self._previous = {}
-        if jax.process_count() == 1:  # otherwise JAX's own service watches for SIGTERM
+        if jax.process_count() == 1:  # otherwise JAX's preemption service handles SIGTERM
             for number in (signal.SIGTERM, signal.SIGINT):
                 try:
-                    self._previous[number] = signal.signal(number, self._note)
+                    self._previous[number] = signal.signal(number, self._handle)
                 except ValueError:  # outside the main thread, the caller handles signals
                     break
         return self
@@ -314,15 +314,15 @@ class _StopSignal:
     def received(self) -> bool:
         """True if the run should stop now; every process must call it equally often."""
         if jax.process_count() > 1 and not self._received:
-            self._asked += 1
-            self._received = multihost_utils.reached_preemption_sync_point(self._asked)
+            self._polls += 1
+            self._received = multihost_utils.reached_preemption_sync_point(self._polls)
         return self._received
 
     def check(self) -> None:
-        """Raises ``_StopAsked`` if the run should stop now."""
+        """Raises ``_StopRequested`` if the run should stop now."""
         if self.received():
-            raise _StopAsked
+            raise _StopRequested
 
-    def _note(self, number, frame):
+    def _handle(self, number, frame):
         self._received = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once

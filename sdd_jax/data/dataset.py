@@ -74,7 +74,7 @@ def load(
       data_dir: folder of the data; empty: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``, and for npz
         files the current folder.
       cache_dir: folder for decoded tfds images; empty: ``~/.cache/sdd_jax``.
-      num_classes: number of classes; 0: as stated by the data.
+      num_classes: number of classes; 0: as the data state.
       validation: fraction of the training images held out, stratified by class. The held-out images do
         not depend on the seed of a run.
       examples_per_class: training images to keep of each class, the same ones for every value of
@@ -122,14 +122,14 @@ def load(
 
 
 def load_other(name: str, options: Mapping[str, Any]) -> Dataset:
-    """Loads all of another data set with the folders and the image size of the first.
+    """Loads the whole of another data set, with the folders and the image size of the first.
 
     Args:
       name: the other data set, as for :func:`load`.
       options: the options that the first was loaded with.
 
     Raises:
-      InputError: as :func:`load`, without a field.
+      InputError: as :func:`load`, but without naming a field.
     """
     whole = {"name": name, "num_classes": 0, "validation": 0.0, "examples_per_class": 0}
     other: dict[str, Any] = {**options, **whole}

@@ -86,7 +86,7 @@ def resized(
       shape: ``(H', W', C')``.
 
     Returns:
-      uint8 ``[N, H', W', C']``; ``images`` itself where the shape is right already.
+      uint8 ``[N, H', W', C']``; ``images`` itself if it already has this shape.
     """
     if images.shape[1:] == shape:
         return images

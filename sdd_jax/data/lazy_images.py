@@ -29,7 +29,7 @@ class LazyImages:
       images: N encoded image files, or arrays uint8 ``[H, W, C]`` with C 1 or 3.
       size: side in pixels of the views.
       name: name of the images in error messages.
-      index: indices in ``images`` of this array's images; by default all.
+      index: indices into ``images`` of the images in this array; by default all.
     """
 
     dtype = np.dtype(np.uint8)
@@ -109,8 +109,8 @@ def random_box(rng: np.random.Generator, width: int, height: int) -> tuple[int, 
     """Draws a box of random area, aspect ratio and position, as torchvision's RandomResizedCrop.
 
     Args:
-      rng: each attempt draws the area and the logarithm of the ratio; a box that fits, also its top and
-        its left side.
+      rng: source of the box; each attempt draws the area and the logarithm of the ratio, and a box that
+        fits its top and its left side.
       width: width of the image in pixels.
       height: height of the image in pixels.
 

@@ -72,7 +72,7 @@ class BatchOrder:
       labels: labels of the training examples, ``[N]``.
       batch_size: global batch size.
       sampler: name of a sampler.
-      seed: seed of the order.
+      seed: seed of the data order.
 
     Attributes:
       steps_per_epoch: number of batches in an epoch.
@@ -92,13 +92,15 @@ class BatchOrder:
         return self._epoch(epoch)[i][self.position]
 
     def __getstate__(self):
-        return vars(self) | {"_epochs": {}}  # drawing again is faster than sending
+        return vars(self) | {
+            "_epochs": {}
+        }  # it is faster to draw the epochs again than to pickle them
 
     def _epoch(self, epoch: int) -> np.ndarray:
         batches = self._epochs.get(epoch)
         if batches is None:
             rng = np.random.default_rng([self._seed, epoch])
             batches = self._sampler(self._labels, self._batch_size, rng)
-            # Keep two: near the end of an epoch, some threads are already in the next.
+            # Keep two epochs: near the end of one, some threads already read the next.
             self._epochs = dict([*self._epochs.items()][-1:]) | {epoch: batches}
         return batches

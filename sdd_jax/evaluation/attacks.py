@@ -21,7 +21,7 @@ class PGDState(NamedTuple):
 
     Attributes:
       current: last iterate, ``[B, ...]``.
-      best: iterate of the largest loss, chosen for each example, ``[B, ...]``.
+      best: iterate with the largest loss so far, for each example, ``[B, ...]``.
       best_loss: loss of ``best``, ``[B]``.
     """
 
@@ -42,7 +42,7 @@ def fgsm(
     .. math:: x' = \mathrm{clip}(x + \epsilon \, \mathrm{sign} \nabla_x \ell(x))
 
     Args:
-      loss_fn: function from images ``[B, ...]`` to losses ``[B]``, each of its own image alone.
+      loss_fn: images ``[B, ...]`` to losses ``[B]``, each a function of its own image alone.
       images: floating-point ``[B, ...]``, within ``bounds``.
       epsilon: radius of the ball.
       bounds: range of the images.
@@ -104,12 +104,12 @@ def pgd_step(
 
     .. math:: x_{t+1} = \Pi_\epsilon(x_t + \alpha \, \mathrm{sign} \nabla \ell(x_t))
 
-    The step evaluates the loss of the point where it starts. :func:`pgd_end` evaluates the last one, so
-    that n steps choose among n + 2 points, the image included.
+    A step evaluates the loss at its starting point, and :func:`pgd_end` at the last point, so n steps
+    choose among n + 2 points, the image included.
 
     Args:
       loss_fn: as in :func:`fgsm`.
-      state: of :func:`pgd_start` or the step before.
+      state: the result of :func:`pgd_start` or of the previous step.
       images: the original images ``[B, ...]``.
       epsilon: radius of the ball.
       step_size: alpha.
@@ -136,7 +136,7 @@ def pgd_step(
 
 
 def pgd_end(loss_fn: LossFn, state: PGDState) -> Array:
-    """Returns the attacked images ``[B, ...]``: of all iterates, the one of the largest loss."""
+    """Returns the attacked images ``[B, ...]``: for each, the iterate with the largest loss."""
     return _better(state, loss_fn(state.current))[0]
 
 

@@ -75,8 +75,8 @@ def compiled(
     Args:
       function: function of the network, its variables, one device's arrays ``[b, ...]``, and scalars.
       network: its first argument.
-      gather: return the results of all devices, ``[B, ...]``, on every host; otherwise each device keeps
-        its own results for the next function of the program.
+      gather: return the results of all devices, ``[B, ...]``, on every host; otherwise leave them
+        sharded, for the next function of the program.
       **static: keyword arguments of the function, constants of the compilation.
 
     Returns:
@@ -91,8 +91,8 @@ def compiled(
     on_devices = jax.pmap(mapped, axis_name=AXIS, in_axes=(None, 0), out_axes=None if gather else 0)
 
     def call(variables, shares, scalars):
-        # pmap takes each argument for one array where there are as many arrays as arguments. The zero
-        # prevents that when an argument is empty.
+        # If the arguments hold as many arrays as there are arguments, pmap treats each argument as one
+        # array, which is wrong if one of them is empty. The zero adds an array.
         return on_devices((variables, scalars, np.int32(0)), shares)
 
     return call

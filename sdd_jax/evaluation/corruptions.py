@@ -1,11 +1,11 @@
-"""Corruptions of CIFAR-10-C that are formulas, as pure functions of images and PRNG keys.
+"""The corruptions of CIFAR-10-C that are given by a formula, as pure functions of images and PRNG keys.
 
 A mean over them is not the published mean over 15 corruptions. That mean includes seven that are missing
 here (motion, zoom and glass blur, snow, frost, fog, elastic transform) and excludes three that are here
 (speckle noise, Gaussian blur, saturation), which the authors keep for validation.
 
-A severity is given by arrays whose shapes do not depend on it, so one compilation serves all five. As in
-the authors' program, results are truncated to whole levels, not rounded.
+A severity is represented by arrays of the same shapes for all five, so they share one compilation. As in
+the authors' code, results are truncated to whole levels, not rounded.
 
 References:
   Hendrycks and Dietterich, `Benchmarking Neural Network Robustness to Common Corruptions and
@@ -95,7 +95,7 @@ def corrupt(
 
     Args:
       name: a key of `CORRUPTIONS`; static under ``jax.jit``.
-      keys: one PRNG key per image, ``[B]``; only the noises use them.
+      keys: one PRNG key per image, ``[B]``; used by the noise corruptions only.
       images: uint8 ``[B, H, W, C]``.
       parameters: arrays of a severity, from :func:`parameters`.
 
@@ -174,8 +174,9 @@ def _poisson_table(white: int, image_shape: Shape) -> tuple:
 def shot_noise(key: Array, x: Array, table: Array, white: Array) -> Array:
     r"""Draws photon noise: :math:`\mathrm{Poisson}(c x) / c`, white being c photons.
 
-    An image has only 256 levels, so the distribution function of each is tabulated. Bisection finds the
-    count that belongs to a uniform number, on CPU ten times faster than ``jax.random.poisson``.
+    An image has only 256 levels, so the distribution function of each is tabulated. The count is the
+    quantile of a uniform number, found by bisection: on CPU, ten times faster than
+    ``jax.random.poisson``.
     """
     uniform = jax.random.uniform(key, x.shape, x.dtype)
     level = jnp.round(255 * x).astype(jnp.int32)
@@ -270,7 +271,7 @@ def saturate(key: Array, x: Array, factor: Array, offset: Array) -> Array:
        V (1 - S' t), \qquad S' = \mathrm{clip}(a S + b, 0, 1), \qquad t = (V - x) / (V - \min x)
 
     where V is the largest channel and S = (V - min x) / V. Grey has the hue of red, t = (0, 1, 1), so
-    b > 0 makes it reddish, as in the authors' program.
+    b > 0 makes it reddish, as in the authors' code.
     """
     value = x.max(axis=-1, keepdims=True)
     spread = value - x.min(axis=-1, keepdims=True)

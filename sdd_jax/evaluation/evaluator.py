@@ -1,4 +1,4 @@
-"""A network evaluated on one split of a data set, as the checks see it."""
+"""The interface of the checks to a network and the split that it is evaluated on."""
 
 import dataclasses
 import functools
@@ -25,16 +25,16 @@ REPORTED_SAMPLES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 5
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: arrays have no hash
 class EvaluationSetup:
-    """The parts of a run that an evaluation needs, its checkpoint aside.
+    """The parts of a run that an evaluation needs, except the checkpoint.
 
     Attributes:
       model: the network.
       dataset: the data set it is trained and evaluated on.
       seed: root of the randomness of dropout masks, attacks and corruptions.
-      batch_size: number of images on all devices together; rounded up to a multiple of their number.
+      batch_size: global batch size; rounded up to a multiple of the number of devices.
       load_dataset: loads another data set by name, with images of any shape.
-      load_teacher: loads the teacher of the run; None: the run has none.
-      sd_dropout_rate: mean rate of the SD-Dropout masks; 0: trained without SD-Dropout.
+      load_teacher: loads the teacher of the run; None if it has none.
+      sd_dropout_rate: mean rate of the SD-Dropout masks; 0 if trained without SD-Dropout.
     """
 
     model: nn.Module
@@ -54,7 +54,7 @@ class EnsemblePrediction(NamedTuple):
       log_probs: logarithm of the mean probabilities, ``[N, K]``.
       entropy: entropy of the mean probabilities in nats, ``[N]``.
       mutual_information: mutual information between class and mask in nats, ``[N]``.
-      seconds_per_image: time of m passes, estimated from those after the first, which compiles; None for
+      seconds_per_image: time of m passes, extrapolated from all but the first, which compiles; None for
         m = 1.
     """
 
@@ -93,7 +93,7 @@ class Evaluator:
 
     @property
     def position(self) -> np.ndarray:
-        """Indices of the images in the split, int32 ``[N]``, from which their randomness derives."""
+        """Indices of the images in the split, int32 ``[N]``; their PRNG keys are derived from these."""
         return np.arange(len(self.labels), dtype=np.int32)
 
     @functools.cached_property
@@ -186,7 +186,7 @@ class Evaluator:
         return compiled(function, self.network, gather=gather, **static)
 
     def stream(self, program: Callable, *arrays: HostArray) -> Any:
-        """Runs a program of compiled functions over all examples, of which there is at least one."""
+        """Runs a program of compiled functions over all examples (at least one)."""
         return stream(program, self._batch_size, *arrays, before_batch=self.before_batch)
 
     def with_network(self, trained: TrainedNetwork) -> "Evaluator":

@@ -1,4 +1,4 @@
-"""Plots: a common style, and drawings of one run turned into drawings of several."""
+"""Plots: a common style, and functions that draw several runs together."""
 
 import dataclasses
 import io
@@ -33,19 +33,19 @@ class Picture:
 
     @property
     def width(self) -> int:
-        """Width on a screen in CSS pixels, of which an inch has 96."""
+        """Width on screen in CSS pixels, 96 per inch."""
         return round(int.from_bytes(self.png[16:20], "big") * 96 / PIXELS_PER_INCH)
 
 
 def styles() -> Iterator[dict[str, Any]]:
-    """Keyword arguments of ``axes.plot`` for one line after another."""
+    """Yields keyword arguments of ``axes.plot``, a different style for each line."""
     cycled = zip(*map(itertools.cycle, (COLOURS, MARKERS, DASHES)), strict=False)
     for colour, marker, dash in cycled:
         yield {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5}
 
 
 def log_ticks(axes: Any, ticks: Iterable[int], largest: int) -> None:
-    """Makes the horizontal axis logarithmic, with those of the ticks that are at most ``largest``."""
+    """Makes the horizontal axis logarithmic, with the ticks up to ``largest``."""
     shown = [tick for tick in ticks if tick <= largest]
     axes.set_xscale("log")
     axes.set_xticks(shown, map(str, shown))
@@ -83,7 +83,7 @@ def pictures(results: Mapping[str, CheckResult], runs: Iterable[str]) -> list[Pi
     """Draws the plots of a check.
 
     Args:
-      results: ``{run: result}`` of the runs that have the check.
+      results: ``{run: result}`` of the runs that the check applies to.
       runs: all runs of the report; a run has the same style in every plot.
     """
     plots: dict[str, tuple[Plot, dict[str, Any]]] = {}

@@ -22,14 +22,14 @@ from sdd_jax.runs.workdir import write_text
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock; there two evaluations must not end at the same moment
+except ImportError:  # Windows has no flock: two evaluations must not end at the same time there
     fcntl = None
 
 CHECKS_FILE = "checks.json"
 METRICS_FILE = "metrics.json"
 
-# Version 0.1 wrote no records, but metrics.json and plots. A name there starts with that of its check,
-# with these exceptions.
+# Version 0.1 wrote only metrics.json and plots. Their names start with the name of the check, with these
+# exceptions.
 SUMMARY = ("accuracy", "top5_accuracy", "nll", "brier", "ece")
 PLOTS = {"reliability": "calibration", "risk_coverage": "calibration", "mc_error": "distillation"}
 
@@ -73,7 +73,7 @@ class CheckRecord:
         return CheckResult(metrics, self.headline, tables=self.tables, notes=self.notes)
 
     def pictures(self, folder: pathlib.Path) -> list[Picture]:
-        """Reads the plots; one whose file was removed is left out."""
+        """Reads the plots; those whose files were removed are left out."""
         files = {plot: folder / f"{plot[0]}.png" for plot in self.plots}
         return [Picture(*plot, file.read_bytes()) for plot, file in files.items() if file.is_file()]
 
@@ -81,7 +81,7 @@ class CheckRecord:
 def record(
     result: CheckResult | None, pictures: Sequence[Picture], **attributes: Any
 ) -> CheckRecord:
-    """The record of a result; without a result, that of a check that only the compared runs have."""
+    """The record of a result, or of none if the check applies to the compared runs only."""
     result = result or CheckResult({})
     return CheckRecord(
         **attributes,
@@ -137,7 +137,7 @@ def write(
 ) -> dict[str, CheckRecord]:
     """Writes new records and their plots; call it with the folder locked.
 
-    A record without metrics, of a check that only compared runs have, never replaces one with metrics.
+    A record without metrics (the check applies to compared runs only) never replaces one with metrics.
     Plots of a replaced record that the new one does not have are deleted.
 
     Args:
@@ -226,15 +226,15 @@ def _number(value: Any) -> float | None:
 
 
 def _version_0_1(path: pathlib.Path) -> dict[str, CheckRecord]:
-    """Divides the metrics and plots of version 0.1 among the checks that made them."""
+    """Assigns the metrics and plots of version 0.1 to their checks."""
     metrics = json.loads(path.read_text(encoding="utf-8"))
     step = int(metrics.pop("step"))
     time = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
-    own = "accuracy" if "eval/accuracy" in metrics else "calibration"
+    summary_check = "accuracy" if "eval/accuracy" in metrics else "calibration"
     by_check: dict[str, dict[str, float | None]] = {}
     for name, value in metrics.items():
         name = name.removeprefix("eval/")
-        check = own if name in SUMMARY else name.partition("/")[0]
+        check = summary_check if name in SUMMARY else name.partition("/")[0]
         by_check.setdefault(check, {})[name] = _number(value)
     plots: dict[str, list[tuple[str, str, str]]] = {check: [] for check in by_check}
     for name in sorted(file.stem for file in path.parent.glob("*.png")):

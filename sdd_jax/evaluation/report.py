@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no network and no other file."""
+"""The report: one self-contained HTML file."""
 
 import base64
 import dataclasses
@@ -19,8 +19,8 @@ class Section:
       title: heading.
       results: ``{run: result}``.
       pictures: plots.
-      skipped: ``{run: reason}`` of the runs that cannot have the check.
-      source: where the results are from, if not from this evaluation.
+      skipped: ``{run: reason}`` for the runs that the check does not apply to.
+      source: origin of the results, if not this evaluation.
       step: the step of the results, as "step N", if it differs from that of the report.
     """
 

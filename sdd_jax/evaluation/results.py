@@ -65,7 +65,7 @@ class Plot:
       draw: fills a matplotlib figure with the data of all runs.
       data: data of this run.
       size: width and height in inches, for one run.
-      panels: give each run a panel of its own, so that the width grows with their number.
+      panels: draw each run in its own panel; the width is multiplied by the number of runs.
     """
 
     name: str

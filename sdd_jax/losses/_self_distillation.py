@@ -14,7 +14,7 @@ def cs_kd_loss(
     temperature: float | jax.Array = 4.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Computes the CS-KD loss, in which another image of the same class teaches.
+    r"""Computes the CS-KD loss, in which another image of the same class is the teacher.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{sg}(p_{\mathrm{partner}}) \| p), \qquad
               p = \mathrm{softmax}(z / T)
@@ -52,7 +52,7 @@ def dlb_loss(
     temperature: float | jax.Array = 3.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Computes the DLB loss, in which an image's posterior in the last mini-batch teaches.
+    r"""Computes the DLB loss, in which an image's posterior in the last mini-batch is the target.
 
     .. math:: T^2\, \mathrm{KL}(\mathrm{sg}(p_{t-1}) \| p_t), \qquad p = \mathrm{softmax}(z / T)
 

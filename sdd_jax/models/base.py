@@ -1,4 +1,4 @@
-"""Registry and interface of the networks.
+"""The registry of the networks, and their interface.
 
 A network is a linen module with four methods:
 
@@ -70,10 +70,10 @@ class Classifier(nn.Module):
 
     Attributes:
       backbone: module ``(images, *, train, dropout_keys) -> features [B, D]``. Two attributes are
-        optional: ``dropout_rate``, of the dropout inside it; and ``num_stages``, for a backbone that
-        sows the output of each stage as ``stages`` and takes ``stage`` (see ``features``).
+        optional: ``dropout_rate``, the rate of the dropout inside it; and ``num_stages``, for a backbone
+        that sows the output of each stage as ``stages`` and takes ``stage`` (see ``features``).
       num_classes: K.
-      dropout_rate: of the dropout on the features.
+      dropout_rate: rate of the dropout on the features.
     """
 
     backbone: nn.Module

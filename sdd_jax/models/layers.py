@@ -17,11 +17,7 @@ head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(+-
 
 
 def require_size(images: jax.Array, size: int, network: str) -> None:
-    """Raises an error unless ``images`` ``[B, H, W, C]`` have at least ``size`` rows and columns.
-
-    Raises:
-      InputError: smaller images; the message contains the name of the network.
-    """
+    """Raises an InputError unless ``images`` ``[B, H, W, C]`` have ``size`` rows and columns or more."""
     height, width = images.shape[1:3]
     if min(height, width) < size:
         raise InputError(
@@ -89,9 +85,9 @@ def convolution(channels: int, size: int, stride: int = 1, **options) -> nn.Conv
 
 
 def promoting(layer: nn.Module) -> Callable[..., jax.Array]:
-    """Calls ``layer``, a layer of linen that promotes bfloat16 to float32 implicitly.
+    """Wraps a linen layer that promotes bfloat16 to float32 implicitly.
 
-    Programs that set ``jax_numpy_dtype_promotion`` to "strict" refuse implicit promotion.
+    The wrapped layer also works in programs that set ``jax_numpy_dtype_promotion`` to "strict".
     """
 
     def call(*arrays: jax.Array) -> jax.Array:
@@ -113,7 +109,7 @@ def layers(
     Args:
       train: normalise by the statistics of the batch and update the running averages.
       axis_name: the mapped axis over which batch statistics are averaged, None without one.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     def norm(**options):
@@ -140,8 +136,8 @@ def max_pool(x: jax.Array, size: int, stride: int, padding: tuple[int, int] = (0
 
     Args:
       x: ``[B, H, W, C]``.
-      size: of the windows, in pixels.
-      stride: between windows, in pixels.
+      size: side of the windows, in pixels.
+      stride: distance between windows, in pixels.
       padding: rows (and columns) of minus infinity before and after; each less than ``size``.
 
     Returns:

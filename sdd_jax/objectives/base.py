@@ -2,8 +2,8 @@
 
 An objective turns a batch into weighted terms, each with one value per example. It runs the network
 through ``forward`` and returns the passes with the terms, so that another objective can build on them
-(``with_sd_dropout``): methods compose, without a class per combination. Anything it needs beside the
-network (pairs of images, a second network, a memory of earlier predictions) it declares.
+(``with_sd_dropout``): methods compose, without a class per combination. It declares whatever else it
+needs: pairs of images, a second network, a memory of earlier predictions.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ class Clock(NamedTuple):
 
     Attributes:
       step: int32 scalar, the number of completed steps.
-      steps_per_epoch: of the data engine.
-      total_steps: of the run.
+      steps_per_epoch: number of steps per epoch.
+      total_steps: number of steps of the run.
     """
 
     step: jax.Array
@@ -163,8 +163,8 @@ class Auxiliary:
     """A second network, trained with the first and not used after training.
 
     Attributes:
-      module: linen; called with the arguments, ``train`` and ``dropout_keys``.
-      arguments: arrays for a batch of one, to initialise it with.
+      module: linen module; called with the arguments, ``train`` and ``dropout_keys``.
+      arguments: arrays for a batch of one, for initialisation.
     """
 
     module: nn.Module

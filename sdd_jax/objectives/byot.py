@@ -1,4 +1,4 @@
-"""BYOT: the end of the network teaches classifiers on its earlier stages."""
+"""BYOT: the final classifier teaches classifiers on the earlier stages."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""CS-KD: another image of the same class teaches."""
+"""CS-KD: the target is the posterior of another image of the same class."""
 
 from sdd_jax import losses
 from sdd_jax.objectives.base import Objective, Output, Term, objectives

@@ -24,11 +24,11 @@ def distill(
     teacher_samples: Annotated[int, Interval(ge=1, le=1000)] = 1,
     init: Literal["teacher", "scratch"] = "teacher",
 ) -> Objective:
-    """Divergence of a student without dropout from a teacher with fresh masks at every step.
+    """Divergence between a student without dropout and a teacher with fresh masks at every step.
 
     The term is :func:`sdd_jax.dropout_distillation_loss`. With the KL divergence it cannot fall below
-    the teacher's mean mutual information. An estimate from 100 masks on some training inputs, low by a
-    few thousandths of a nat, is logged beside it as ``distill/floor``.
+    the teacher's mean mutual information. An estimate from 100 masks on some training inputs, biased low
+    by a few thousandths of a nat, is logged as ``distill/floor``.
 
     Args:
       load_teacher: returns the teacher, with attributes ``model`` and ``variables``.

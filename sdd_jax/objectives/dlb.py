@@ -1,4 +1,4 @@
-"""DLB: an image's posterior in the last mini-batch teaches."""
+"""DLB: the target is an image's posterior in the previous mini-batch."""
 
 import jax.numpy as jnp
 
@@ -11,8 +11,8 @@ from sdd_jax.options import NonNegative, Positive
 def dlb(*, weight: NonNegative = 1.0, temperature: Positive = 3.0) -> Objective:
     """Cross-entropy, plus ``weight`` times :func:`sdd_jax.dlb_loss` on the first half of the batch.
 
-    The first half of a batch is the second half of the one before, augmented anew. In the first batch of
-    an epoch nothing is repeated, and the term is zero. Both halves share one forward pass, so batch norm
+    The first half of a batch is the second half of the one before, augmented anew. The first batch of an
+    epoch repeats nothing, and the term is zero. Both halves share one forward pass, so batch norm
     normalises them together; the authors' code runs a pass per half.
     """
 

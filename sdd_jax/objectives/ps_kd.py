@@ -12,8 +12,8 @@ from sdd_jax.options import Fraction
 def ps_kd(*, alpha: Fraction = 0.8) -> Objective:
     """:func:`sdd_jax.ps_kd_loss` with a weight of past predictions that grows to ``alpha``, by epoch.
 
-    An image's past prediction is from the last step that trained on it; before the first, it is the
-    label. The memory holds K numbers per training image.
+    An image's past prediction is from the last step that trained on it, and the label before the first.
+    The memory holds K numbers per training image.
     """
 
     def loss(forward, batch, keys):

@@ -66,8 +66,8 @@ def with_sd_dropout(
         of the network runs once for each mask.
       ramp: fraction of the run over which the weight grows linearly from 0.
       gradient_cosine: also log ``sd_dropout/gradient_cosine``, the cosine between the gradients of the
-        term that go through the prediction and through the target of each divergence, with respect to
-        the masked array. Costs two more backward passes from there.
+        term through the prediction and through the target of each divergence, with respect to the masked
+        array. This costs two more backward passes, down to that array.
 
     Returns:
       The objective ``base + weight * sd_dropout``.

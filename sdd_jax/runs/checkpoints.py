@@ -32,7 +32,7 @@ class Checkpoints:
     Args:
       workdir: folder of the run; checkpoints are in its folder ``checkpoints``.
       keep: number of latest checkpoints to keep.
-      read_only: never write or clean up; for evaluation, also beside a run that trains.
+      read_only: never write or clean up; for evaluation, even while the run is training.
 
     Raises:
       WriteError: the folder cannot be created.
@@ -44,7 +44,7 @@ class Checkpoints:
         self._read_only = read_only
         self._accuracies: dict[int, float] = {}
         with _writing(self._directory):
-            if not read_only:  # Orbax would not notice before the first save that this is a file
+            if not read_only:  # if this path is a file, Orbax fails only at the first save
                 self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._directory,
@@ -63,13 +63,13 @@ class Checkpoints:
         for step in self._manager.all_steps():
             try:
                 accuracy = self._record(step)["validation_accuracy"]
-            except Exception:  # damaged; restore will find and report it
+            except Exception:  # damaged; restore reports it
                 continue
-            # A run that is asked to stop saves first and evaluates when it resumes.
+            # A stopped run saves before its last evaluation, which is logged on resume.
             self.note_accuracy(step, logged.get(step) if accuracy is None else accuracy)
 
     def best_step(self) -> int | None:
-        """The step with the highest validation accuracy, the later of equals; None without any."""
+        """The step with the highest validation accuracy, the latest of equals; None if none is known."""
         ranked = [(accuracy, step) for step, accuracy in self._accuracies.items()]
         return max(ranked)[1] if ranked else None
 
@@ -109,7 +109,7 @@ class Checkpoints:
           to the folder ``damaged`` with a warning, and the one before is restored.
 
         Raises:
-          InputError: there are checkpoints, but not this one, or none can be read.
+          InputError: there are checkpoints, but not this one, or none of them can be read.
         """
         return self._first_readable(lambda step: _fill(like, self._arrays(step)), which)
 
@@ -174,7 +174,7 @@ class Checkpoints:
         raise InputError(f"{self._directory}: no checkpoint can be read, of steps {steps}")
 
     def _overtaken(self, step: int) -> bool:
-        """True if a run that trains meanwhile has saved newer checkpoints and deleted older ones."""
+        """True if the run, still training, has saved newer checkpoints and deleted older ones."""
         if not self._read_only:
             return False
         self._manager.reload()
@@ -223,13 +223,13 @@ def _leaves(tree: Any) -> list[tuple[Any, Any]]:
 
 
 def _path(keys: Any) -> str:
-    """``opt_state/0/trace/...``, the same for attributes of a state and keys of what Orbax restores."""
+    """``opt_state/0/trace/...``, for attributes of a state and for keys of restored dicts."""
     text = keys if isinstance(keys, str) else jax.tree_util.keystr(keys)
     return "/".join(re.findall(r"[^.\[\]']+", text))
 
 
 def _checksum(array: Any) -> int:
-    """CRC-32."""
+    """CRC-32 of the array's bytes."""
     return zlib.crc32(np.ascontiguousarray(array).tobytes())
 
 
@@ -237,7 +237,7 @@ def _fill(like: Any, saved: dict[str, np.ndarray], prefix: str = "") -> Any:
     """The tree ``like`` with the saved arrays whose paths begin with ``prefix``.
 
     Raises:
-      ValueError: other paths, shapes or dtypes.
+      ValueError: the paths, shapes or dtypes differ.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     paths = [prefix + _path(keys) for keys, _ in leaves]

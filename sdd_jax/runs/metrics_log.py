@@ -25,7 +25,7 @@ class MetricsLog:
       workdir: the run's folder.
       start: the step at which the run resumes; later lines of the interrupted run are dropped.
       total: the run's last step.
-      steps_per_epoch: for the field ``epoch``.
+      steps_per_epoch: number of steps per epoch, for the field ``epoch``.
 
     Raises:
       WriteError: a file or the terminal cannot be written; also raised by every method.
@@ -82,14 +82,14 @@ class MetricsLog:
 
 
 class _Events:
-    """A TensorBoard event file, written synchronously so that errors are raised here, not in a thread."""
+    """A TensorBoard event file, written synchronously so that errors are raised here."""
 
     def __init__(self, folder: pathlib.Path, *, purge_step: int):
         self._path = folder / "events"  # tensorboardX appends time, host and suffix
         with writing(folder):
             folder.mkdir(exist_ok=True)
             self._writer = EventsWriter(str(self._path), f".{purge_step}")
-        # Hides what an interrupted run wrote for these steps, which are trained again.
+        # Hides the events that an interrupted run wrote for these steps.
         self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -23,11 +23,11 @@ class TrainedNetwork:
     """A network with the parameters of a checkpoint.
 
     Attributes:
-      config: the config of its run, as it was recorded.
+      config: the recorded config of its run.
       model: the network.
       step: the step of the checkpoint.
-      variables: parameters and batch statistics, as host arrays. If the run keeps an exponential moving
-        average of the parameters, that average.
+      variables: parameters and batch statistics, as host arrays. The parameters are their exponential
+        moving average if the run keeps one.
     """
 
     config: ConfigDict
@@ -56,7 +56,7 @@ def load_trained_network(
     """
     folder = pathlib.Path(os.path.expanduser(workdir))
     config = read_config(folder, field=field)
-    plugins.load(config.get("imports", ()))
+    plugins.load(config.get("imports") or ())
     model = models.build(config.model.to_dict(), num_classes=dataset.num_classes, axis_name=AXIS)
     with within("config.model"):
         abstract = jax.eval_shape(

@@ -18,7 +18,7 @@ from sdd_jax.errors import InputError, writing
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock; there a second run is not refused
+except ImportError:  # Windows has no flock, so a second run is not refused there
     fcntl = None
 
 CONFIG_FILE = "config.json"
@@ -41,7 +41,7 @@ def open_workdir(path: str) -> Iterator[pathlib.Path]:
         probe = workdir / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"must be writable, got {path!r} ({reason})", field="--workdir") from error
     with _lock(workdir):
@@ -50,7 +50,7 @@ def open_workdir(path: str) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of the workdir; of the hosts of one run, the first one holds it.
+    """Holds the lock of the workdir, on the first host of a run only.
 
     The kernel releases the lock when the process ends, however it ends.
     """
@@ -95,7 +95,7 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         "config": config.to_dict(),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
-        "commit": _commit(),
+        "commit": source_commit(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
     }
     write_text(workdir / CONFIG_FILE, json.dumps(record, indent=2) + "\n")
@@ -135,7 +135,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
     return lines
 
 
-def _commit() -> str | None:
+def source_commit() -> str | None:
     """The commit of the source, with a + if files have changed since; None outside a repository."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
     try:

@@ -14,7 +14,7 @@ def steps(field: str, duration: str, steps_per_epoch: int, *, at_least: int = 1)
     Args:
       field: name of the input, for messages.
       duration: ``"N steps"`` with a whole N, or ``"X epochs"``, rounded to steps.
-      steps_per_epoch: of the data engine.
+      steps_per_epoch: number of steps per epoch.
       at_least: the smallest number of steps allowed.
 
     Raises:

@@ -9,10 +9,9 @@ Every optimizer has these options besides its own:
   it passes through momentum and normalisation; "decoupled" adds it to the update, which is then
   multiplied by the learning rate.
 * ``clip_norm``: the gradient is scaled down to this global norm, before weight decay; 0 for none.
-* ``ema``: decay of an exponential moving average of the parameters, which is what is evaluated; 0 for
-  none.
+* ``ema``: decay of an exponential moving average of the parameters, which is then evaluated; 0 for none.
 
-The program provides ``schedule``, peak learning rate to optax schedule.
+The program provides ``schedule``, a function from the peak learning rate to an optax schedule.
 """
 
 from collections.abc import Callable
@@ -37,7 +36,7 @@ class Optimizer:
     """A gradient transformation, and the decay of the average of the parameters.
 
     Attributes:
-      transformation: gradients to updates.
+      transformation: optax transformation of gradients to updates.
       ema: decay in [0, 1) of the exponential moving average of the parameters; 0 for no average.
     """
 

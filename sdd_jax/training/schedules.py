@@ -24,7 +24,7 @@ def step(
     """Multiplies the learning rate by ``factor`` at each milestone.
 
     Args:
-      learning_rate: before the first milestone.
+      learning_rate: learning rate before the first milestone.
       to_steps: ``(option, duration) -> steps``.
       milestones: increasing durations.
       factor: multiplier at each milestone.
@@ -51,12 +51,12 @@ def cosine(
     """Decays the learning rate along half a cosine to zero at the end of the run.
 
     Args:
-      learning_rate: the peak.
-      total_steps: of the run.
+      learning_rate: peak learning rate.
+      total_steps: number of steps of the run.
       to_steps: ``(option, duration) -> steps``.
-      warmup: duration of a linear climb from 0 to the peak. The first step has a learning rate of 0 and
-        changes nothing but the batch statistics. The decay is not shifted: after the climb the schedule
-        is as it would be without.
+      warmup: duration of a linear increase from 0 to the peak. The first step has a learning rate of 0
+        and changes nothing but the batch statistics. The decay is not shifted: after the warm-up the
+        schedule is the same as without it.
     """
     decay = optax.cosine_decay_schedule(learning_rate, total_steps)
     return _after_warmup(decay, learning_rate, to_steps("warmup", warmup))

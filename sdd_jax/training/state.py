@@ -1,4 +1,4 @@
-"""The training state: everything that a checkpoint must hold, and nothing random."""
+"""The training state: everything that a checkpoint must hold. It contains no PRNG keys."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from sdd_jax.training.optimizers import Optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """One frozen pytree.
+    """The state of training, an immutable pytree.
 
     Attributes:
       step: int32 scalar, the number of completed steps.
       params: the network's parameters, float32.
       batch_stats: running statistics of batch norm.
-      opt_state: of the optimizer, over ``trainable``.
+      opt_state: state of the optimizer over ``trainable``.
       auxiliary: ``{"params": ..., "batch_stats": ...}`` of the objective's auxiliary network; both empty
         without one.
-      memory: the objective's; empty without one.
+      memory: memory of the objective; empty without one.
       ema: exponential moving average of ``params``; empty without one.
     """
 
@@ -39,7 +39,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables to evaluate the network with: averaged parameters if the run averages them."""
+        """The variables for evaluation, with the averaged parameters if there are any."""
         return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
 
     @property
@@ -63,7 +63,7 @@ def create(
     Args:
       model: the network.
       optimizer: the gradient transformation and the average.
-      seed: of the initial values.
+      seed: seed of the initial values.
       image_shape: ``(H, W, C)``.
       initialise: changes the network's initial values.
       auxiliary: the objective's auxiliary network.
@@ -72,15 +72,17 @@ def create(
     variables = _initial(model, stream_key(seed, "params"), jnp.zeros((1, *image_shape)))
     if initialise is not None:
         variables = initialise(stream_key(seed, "initialise"), variables)
-    second = {"params": {}, "batch_stats": {}}
+    auxiliary_variables = {"params": {}, "batch_stats": {}}
     if auxiliary is not None:
-        second = _initial(auxiliary.module, stream_key(seed, "auxiliary"), *auxiliary.arguments)
+        auxiliary_variables = _initial(
+            auxiliary.module, stream_key(seed, "auxiliary"), *auxiliary.arguments
+        )
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=None,
-        auxiliary=second,
+        auxiliary=auxiliary_variables,
         memory={} if memory is None else memory,
         # Copies: the state is donated to the step, and a buffer can be donated once.
         ema=jax.tree.map(jnp.copy, variables["params"]) if optimizer.ema else {},

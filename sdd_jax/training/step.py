@@ -32,19 +32,19 @@ def train_step(
     total_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Makes one optimizer step.
+    """Computes the gradients of one batch and updates the state.
 
     Args:
       state: the state after ``state.step`` steps.
       raw: this device's share of the batch.
-      constants: the objective's.
+      constants: constants of the objective.
       model: the network.
-      objective: the loss.
+      objective: the loss to minimise.
       optimizer: the gradient transformation and the average of the parameters.
       prepare: ``(keys [B], uint8 images) -> float images``: augmentation and normalisation.
       seed: the root of all randomness.
-      steps_per_epoch: of the data engine, for objectives that depend on the clock.
-      total_steps: of the run, likewise.
+      steps_per_epoch: number of steps per epoch, for objectives that depend on the clock.
+      total_steps: number of steps of the run, likewise.
       axis_name: the mapped axis over which gradients and metrics are averaged; None for one device.
 
     Returns:
@@ -76,7 +76,7 @@ def train_step(
 
     grads, (stats, remember, metrics) = jax.grad(loss_fn, has_aux=True)(state.trainable)
     if axis_name is not None:
-        # The devices' shares are of one size, so the mean of means is the mean over the batch.
+        # The devices hold equal shares, so the mean of means is the mean over the batch.
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.trainable)
     trainable: Any = optax.apply_updates(state.trainable, updates)
@@ -101,7 +101,7 @@ def train_step(
 
 
 def _metrics(output: Output, labels: jax.Array, *, with_accuracy: bool) -> dict[str, jax.Array]:
-    """Means over the batch of terms and metrics, after a check that they are per-example values."""
+    """Means of terms and metrics over the batch; checks that they are per-example values."""
     logits = output.view.logits
     per_example = {"entropy": losses.entropy(logits)} | output.metrics
     per_example |= {name: term.values for name, term in output.terms.items()}
@@ -219,15 +219,15 @@ def compile_train_call(
     """
 
     def call(state, inputs, resident, constants):
-        def one(state, inputs):
+        def one_step(state, inputs):
             return step(state, gather(resident, inputs), constants)
 
         if jax.default_backend() != "cpu":
-            return jax.lax.scan(one, state, inputs)
+            return jax.lax.scan(one_step, state, inputs)
         # XLA on CPU runs convolutions inside a loop about a hundred times slower: unroll there.
         steps = []
         for i in range(jax.tree.leaves(inputs)[0].shape[0]):
-            state, metrics = one(state, jax.tree.map(lambda x, i=i: x[i], inputs))
+            state, metrics = one_step(state, jax.tree.map(lambda x, i=i: x[i], inputs))
             steps.append(metrics)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *steps)
 

@@ -36,6 +36,7 @@ def test_a_benchmark_writes_its_figures_with_machine_and_versions(tmp_path, monk
     large_vocabulary.main()
     result = json.loads(output.read_text())
     assert result["command"].startswith("python -m benchmarks.large_vocabulary --batch 4")
+    assert "commit" in result
     assert result["versions"].keys() >= {"python", "jax", "sdd_jax"}
     assert "CPU cores" in result["machine"]
     for loss in result["losses"].values():

@@ -94,7 +94,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def uninterrupted(programs, tmp_path_factory):
-    """Workdir of an uninterrupted run of ``tiny``; tests must not modify it."""
+    """Workdir of an uninterrupted run of ``tiny``, shared by the tests."""
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     programs.finished(workdir, *TINY)
     return workdir

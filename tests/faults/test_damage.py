@@ -17,6 +17,9 @@ from sdd_jax.runs import Checkpoints
 from sdd_jax.training.optimizers import optimizers
 from sdd_jax.training.state import create
 
+# TensorStore's pending reads outlive the event loop of a read that failed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def flip(path, fraction):
     """Flips one random bit of the byte at ``fraction`` of the file's length."""

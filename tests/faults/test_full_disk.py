@@ -7,6 +7,9 @@ import subprocess
 
 import pytest
 
+# preexec_fn forks this process, in which JAX has threads; the child calls setrlimit and exec only.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 
 def limit(size):
     """``preexec_fn`` that limits the file size in bytes. (Python ignores SIGXFSZ.)"""
@@ -32,15 +35,13 @@ SPARSE = ("--config.model={'name': 'mlp', 'width': 200, 'depth': 1}", "--config.
 
 
 @pytest.mark.parametrize("size", [2_000, 40_000])
-def test_no_space_for_a_checkpoint(
-    programs, tiny, inspect, ends_like, refused, killed, tmp_path, size
-):
+def test_oversized_checkpoint(programs, tiny, inspect, ends_like, refused, killed, tmp_path, size):
     """The limits are below the first file and below the arrays; the log is smaller than both."""
     programs.finished(tmp_path / "whole", *tiny, *SPARSE)
     path = killed(*SPARSE)
     complete = {k: v for k, v in inspect(path).digests.items() if "tmp" not in k}
     step = max(inspect(path).steps) + 10
-    for _ in range(2):  # a second attempt without space fails in the same way
+    for _ in range(2):  # the second attempt fails in the same way
         done = programs.train(path, *tiny, *SPARSE, preexec_fn=limit(size))
         failed = path / "checkpoints" / str(step)
         refused(1, done.returncode, done.stderr, f"{failed} cannot be written: File too large")
@@ -95,9 +96,7 @@ def test_a_full_disk(programs, tiny, uninterrupted, ends_like, refused, tmp_path
     ends_like(out / "run", uninterrupted)
 
 
-def test_a_full_standard_output_is_one_error_line(
-    programs, tiny, uninterrupted, refused, ends_like, tmp_path
-):
+def test_full_stdout_is_one_error_line(programs, tiny, uninterrupted, refused, ends_like, tmp_path):
     with open("/dev/full", "w") as full:
         done = programs.train(tmp_path / "run", *tiny, stdout=full)
         refused(1, done.returncode, done.stderr, "standard output cannot be written: No space left")

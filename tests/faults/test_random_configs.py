@@ -422,8 +422,8 @@ def _check_run(result, workdir):
     folder = pathlib.Path(os.path.expanduser(workdir))
     assert 0 <= result["eval/accuracy"] <= 1
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    infinite = {name: value for name, value in (last | result).items() if not math.isfinite(value)}
-    assert not infinite
+    invalid = {name: value for name, value in (last | result).items() if not math.isfinite(value)}
+    assert not invalid
     assert "train/loss" in last
     assert (folder / "checkpoints" / str(last["step"])).is_dir()
 

@@ -67,9 +67,7 @@ def damage(folder, step):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_a_damaged_latest_checkpoint_is_set_aside_and_the_previous_one_restored(
-    tmp_path, state, caplog
-):
+def test_a_damaged_checkpoint_is_set_aside_and_the_previous_restored(tmp_path, state, caplog):
     write(tmp_path, state, {1: 0.1, 2: 0.2, 3: 0.3})
     damage(tmp_path, 3)
     checkpoints = Checkpoints(tmp_path)

@@ -1,7 +1,7 @@
 """The interface between engines and the training loop.
 
 For each call the loop takes the *inputs* of some steps from the engine on the host. Inside the compiled
-step, ``gather`` turns them into a batch. The inputs differ between engines (indices, or images); the
+step, ``gather`` turns them into a batch. The inputs (indices or images) depend on the engine; the
 batches do not.
 """
 

@@ -42,7 +42,7 @@ class StreamedEngine:
       prefetch: number of batches waiting on the devices.
     """
 
-    steps_per_call = 1  # more would be copied at once, and save little compared with decoding
+    steps_per_call = 1  # more steps would be copied together, and save little beside decoding
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class StreamedEngine:
             batches = batches.to_iter_dataset(options).mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self._workers), _follow_parent
             )
-            # JAX may keep the array it is given, and shared memory must not outlive the workers.
+            # Copied: JAX may keep a reference to shared memory, which must not outlive the workers.
             batches = batches.map(lambda batch: jax.tree.map(np.array, batch))
         else:
             options = grain.ReadOptions(self._workers, prefetch_buffer_size=self._workers)
@@ -148,7 +148,7 @@ class Batches:
 
 
 def _follow_parent(worker: int, workers: int) -> None:
-    """Initialises a worker process: ends with the parent, and leaves SIGINT and SIGTERM to it."""
+    """Initialises a worker process: it exits with its parent, which handles SIGINT and SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

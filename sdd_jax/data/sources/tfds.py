@@ -91,7 +91,7 @@ def _cached(name, data_dir, cache_dir, encoded) -> tuple[dict[str, Any], int]:
 
 
 class _Records:
-    """One feature of the examples of a split; the other features are not decoded.
+    """One feature of all examples of a split; the other features are not decoded.
 
     Args:
       builder: builder of the data set.
@@ -163,7 +163,7 @@ def _how_to_prepare(name: str, data_dir: str) -> str:
 def _data_source(builder: Any, split: str, **options: Any) -> Any:
     try:
         return builder.as_data_source(split=split, **options)
-    except NotImplementedError as error:  # prepared in a format without random access
+    except NotImplementedError as error:  # the file format has no random access
         name, folder = builder.info.name, str(builder.data_dir)
         how = _how_to_prepare(name, folder)
         raise InputError(

@@ -1,7 +1,7 @@
 """Checks by name. A check is a file here that registers a frozen dataclass.
 
 Its fields are the options of the check, each with a default and a range (see :mod:`sdd_jax.options`).
-All checks share one section of the config, so an option of the same name in two checks is one option.
+All checks share one section of the config, so options of the same name in two checks are one option.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ checks = Registry("sdd_jax.evaluation.checks", "--checks", options="eval")
 class Check:
     """Base class of the checks.
 
-    ``__post_init__`` raises an :class:`~sdd_jax.errors.InputError` for options that no range rules out.
+    ``__post_init__`` raises an :class:`~sdd_jax.errors.InputError` for invalid options that no range can
+    express.
 
     Attributes:
       title: heading of its section in the report.
@@ -28,7 +29,7 @@ class Check:
     title: ClassVar[str]
 
     def requirement(self, setup: EvaluationSetup) -> str:
-        """Returns the reason why a run cannot have the check; empty if it can.
+        """Returns the reason why the check does not apply to a run; empty if it does.
 
         Raises:
           InputError: an option cannot be used with this run. The field is the option's name.

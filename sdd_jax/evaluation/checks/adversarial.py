@@ -27,7 +27,7 @@ class Adversarial(Check):
     of ``2.5 epsilon / pgd_steps`` and returns the point with the largest loss.
 
     Attributes:
-      epsilons: radii in 255ths of the pixels' range; 0, no attack, is added.
+      epsilons: radii in 255ths of the pixels' range; 0 (no attack) is added.
       pgd_steps: number of steps of gradient ascent.
       max_images: number of attacked images, the first of the split; 0: all.
     """

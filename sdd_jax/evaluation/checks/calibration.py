@@ -94,11 +94,11 @@ class Calibration(Check):
 
 def _draw_reliability(axes, bins) -> None:
     axes.plot([0, 100], [0, 100], color="0.6", lw=1, zorder=0)
-    for (name, of_name), style in zip(bins.items(), plots.styles(), strict=False):
-        filled = of_name.count > 0
-        confidence, accuracy = 100 * of_name.confidence[filled], 100 * of_name.accuracy[filled]
+    for (name, group), style in zip(bins.items(), plots.styles(), strict=False):
+        filled = group.count > 0
+        confidence, accuracy = 100 * group.confidence[filled], 100 * group.accuracy[filled]
         colour, marker = style["color"], style["marker"]
-        area = 12 + 300 * of_name.count[filled] / of_name.count.sum()
+        area = 12 + 300 * group.count[filled] / group.count.sum()
         axes.plot(confidence, accuracy, color=colour, ls=style["linestyle"], lw=1)
         axes.scatter(
             confidence,

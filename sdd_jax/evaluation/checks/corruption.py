@@ -30,8 +30,9 @@ SEVERITIES = corruptions.SEVERITIES
 class CorruptionRobustness(Check):
     """Accuracy, NLL and ECE on images with common corruptions, at five severities.
 
-    With ``corruption_dir``, the images are those of the official CIFAR-10-C or CIFAR-100-C; without, the
-    test images with those of its corruptions that are formulas. The names of the metrics tell which.
+    With ``corruption_dir``, the images are those of the official CIFAR-10-C or CIFAR-100-C; without it,
+    the test images under those of its corruptions that are given by a formula. The metrics are named
+    ``official`` or ``generated`` accordingly.
 
     Attributes:
       corruption_dir: folder of ``NAME.npy`` files and ``labels.npy``.
@@ -48,7 +49,7 @@ class CorruptionRobustness(Check):
     max_images: Count = 0
 
     def requirement(self, setup: EvaluationSetup) -> str:
-        """Requires nothing of the run, but a folder of images of its shape."""
+        """Applies to every run; ``corruption_dir`` must hold images of its shape."""
         if self.corruption_dir:
             _open(self.corruption_dir, setup)
         return ""

@@ -33,7 +33,7 @@ class Distillation(Check):
     mc_samples: Annotated[int, Interval(ge=1, le=100_000)] = 100
 
     def requirement(self, setup: EvaluationSetup) -> str:
-        """Requires a run with a teacher, which can still be loaded."""
+        """Requires a run with a teacher; the teacher must still be loadable."""
         if setup.load_teacher is None:
             return "distillation needs a run with a teacher"
         try:
@@ -99,7 +99,7 @@ class Distillation(Check):
 
 
 def _seconds_per_image(evaluator: Evaluator) -> float:
-    """Time of a pass over all images, after the pass for the logits has compiled it."""
+    """Time of a pass over all images per image; the pass for the logits compiles it."""
     _ = evaluator.logits
     start = time.perf_counter()
     evaluator.logits_of(evaluator.images)

@@ -19,11 +19,12 @@ from sdd_jax.options import Rate
 class MCDropout(Check):
     """Accuracy, NLL, ECE, entropy and mutual information against the number of masks.
 
-    The dropout is the network's own, or else, on its features, that of SD-Dropout as trained.
+    The dropout is the network's own. A network without any gets dropout on its features, at the rate of
+    the SD-Dropout that it was trained with.
 
     Attributes:
       mc_samples: largest number of masks.
-      mc_rate: dropout rate on the features, in place of the trained dropout; 0: the trained dropout.
+      mc_rate: dropout rate on the features, in place of that dropout; 0: keep it.
     """
 
     title: ClassVar[str] = "Monte-Carlo dropout"
@@ -39,8 +40,8 @@ class MCDropout(Check):
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates ensembles of up to ``mc_samples`` masks."""
         setup, labels = evaluator.setup, evaluator.labels
-        own = any(setup.model.stochastic()) and not self.mc_rate
-        rate = 0.0 if own else self.mc_rate or setup.sd_dropout_rate
+        own_dropout = any(setup.model.stochastic()) and not self.mc_rate
+        rate = 0.0 if own_dropout else self.mc_rate or setup.sd_dropout_rate
         curve = {}
         for ensemble in evaluator.ensemble_predictions(self.mc_samples, rate=rate):
             curve[ensemble.num_samples] = {
@@ -49,7 +50,7 @@ class MCDropout(Check):
                 "mutual_information": float(np.mean(ensemble.mutual_information)),
             }
         last, label = f"mc_dropout/{self.mc_samples}", f"MC({self.mc_samples})"
-        source = "the network's own dropout" if own else f"dropout {rate:g} on the features"
+        source = "the network's own dropout" if own_dropout else f"dropout {rate:g} on the features"
         return CheckResult(
             {
                 f"mc_dropout/{m}/{name}": value

@@ -30,8 +30,8 @@ class OutOfDistribution(Check):
     """Detection of the test images of other data sets by four scores.
 
     The images are resized to those of the run and normalised in the same way. The constants of ODIN
-    (:func:`sdd_jax.evaluation.attacks.odin_inputs`) are those of its paper for CIFAR; nothing is fitted
-    on the other images.
+    (:func:`sdd_jax.evaluation.attacks.odin_inputs`) are those of its paper for CIFAR; they are not
+    fitted to the other images.
 
     Attributes:
       ood: names of data sets; an entry may also hold several, separated by commas.
@@ -50,7 +50,7 @@ class OutOfDistribution(Check):
         require(len(set(labels)) == len(labels), "ood", self.ood, "different data sets")
 
     def requirement(self, setup: EvaluationSetup) -> str:
-        """Requires nothing of the run, but data sets that can be loaded and are not its own."""
+        """Applies to every run; the data sets must be loadable and not its own."""
         for name in self._names:
             require(name != setup.dataset.name, "ood", name, "another data set than the run's")
             _images(name, setup)
@@ -58,7 +58,7 @@ class OutOfDistribution(Check):
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates each score on each data set."""
-        own, name_in = evaluator.labels, evaluator.setup.dataset.name
+        num_in, name_in = len(evaluator.labels), evaluator.setup.dataset.name
         scores_in = self._scores(evaluator, evaluator.images)
         values, headline, plots, notes = {}, [], [], []
         for name in self._names:
@@ -79,7 +79,7 @@ class OutOfDistribution(Check):
             ]
             notes.append(
                 f"Out of distribution: {len(images):,} images of {label}; in distribution: "
-                f"{len(own):,} of {name_in}."
+                f"{num_in:,} of {name_in}."
             )
             plots += [
                 Plot(
@@ -139,7 +139,7 @@ def _images(name: str, setup: EvaluationSetup) -> HostArray:
 
 
 def _label(name: str) -> str:
-    """The name in metrics and files: of a path, its last part."""
+    """The name in metrics and files; the last part of a path."""
     return name.rpartition("/")[2].removeprefix("npz:").removesuffix(".npz")
 
 

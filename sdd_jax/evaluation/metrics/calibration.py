@@ -17,7 +17,7 @@ from sdd_jax.evaluation.metrics._predictions import (
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 
-_EDGE_TOLERANCE = 1e-12  # exceeds the rounding errors of a probability computed as exp(log p)
+_EDGE_TOLERANCE = 1e-12  # exceeds the rounding error of exp(log p)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def reliability(
 
     Bins of equal mass: the examples sorted by confidence and split as by ``numpy.array_split``, so that
     sizes differ by at most one. A boundary may fall between equally confident examples. Each of those
-    counts as correct by their common accuracy, which is the expectation over their random order.
+    counts with their mean accuracy, which is the expectation over a random order.
 
     Args:
       log_probs: ``[N, K]``.
@@ -55,7 +55,7 @@ def reliability(
       equal_mass: bins of equally many examples instead of equally wide intervals.
 
     Returns:
-      The bins: all empty if N is 0, all nan (counts too) if an example is nan.
+      The bins: all empty if N is 0, all nan (counts too) if an example has nan.
 
     Raises:
       ValueError: other shapes, labels outside [0, K), or no bins.
@@ -112,7 +112,7 @@ def expected_calibration_error(
       equal_mass: bins of equally many examples instead of equally wide intervals.
 
     Returns:
-      The error, in [0, 1]; nan if N is 0 or an example is nan.
+      The error, in [0, 1]; nan if N is 0 or an example has nan.
 
     Raises:
       ValueError: other shapes, labels outside [0, K), or no bins.
@@ -148,7 +148,7 @@ def maximum_calibration_error(
       equal_mass: bins of equally many examples instead of equally wide intervals.
 
     Returns:
-      The error, in [0, 1]; nan if N is 0 or an example is nan.
+      The error, in [0, 1]; nan if N is 0 or an example has nan.
 
     Raises:
       ValueError: other shapes, labels outside [0, K), or no bins.
@@ -184,7 +184,7 @@ def classwise_calibration_error(
       num_bins: number of bins, at least 1.
 
     Returns:
-      The error, in [0, 1]; nan if N is 0 or an example is nan.
+      The error, in [0, 1]; nan if N is 0 or an example has nan.
 
     Raises:
       ValueError: other shapes, labels outside [0, K), or no bins.
@@ -221,11 +221,11 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
       labels: integers ``[N]`` in [0, K).
 
     Returns:
-      T, between two bounds. It is 0.01 if every example is right, since larger margins then always lower
-      the NLL; 100 if the labels' logits are on average no larger than the mean logit, since equal
-      probabilities are then best; 1 if T makes no difference (in float64), as with constant logits; nan
-      if N is 0, if :func:`log_softmax` is nan, or if a label's logit is -inf (the NLL is then inf at
-      every T).
+      T, between two bounds. It is 0.01 if every example is classified correctly, since larger margins
+      then always lower the NLL; 100 if the labels' logits are on average no larger than the mean logit,
+      since equal probabilities are then best; 1 if T makes no difference (in float64), as with constant
+      logits; nan if N is 0, if :func:`log_softmax` is nan, or if a label's logit is -inf (the NLL is
+      then inf at every T).
 
     Raises:
       ValueError: other shapes, or labels outside [0, K).
@@ -268,7 +268,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 def _equal_width_index(probs: np.ndarray, num_bins: int) -> np.ndarray:
     """Returns the bin b with ``b / num_bins < p <= (b + 1) / num_bins`` of every probability p."""
-    # Compared with the edges: p * num_bins, rounded up, errs where the product does (7 / 25 * 25 > 7).
+    # Compared with the edges, because p * num_bins may round past one (7 / 25 * 25 > 7).
     edges = np.arange(1, num_bins) / num_bins
     return np.searchsorted(edges + _EDGE_TOLERANCE, probs, side="left")
 

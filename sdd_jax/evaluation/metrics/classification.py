@@ -13,9 +13,9 @@ def top_k_accuracy(log_probs: ArrayLike, labels: ArrayLike, *, k: int = 1) -> fl
     Among equally probable classes the lower one ranks first, as in ``argmax``.
 
     Args:
-      log_probs: ``[N, K]``; an example of nan counts as wrong.
+      log_probs: ``[N, K]``; an example with nan counts as wrong.
       labels: integers ``[N]`` in [0, K).
-      k: number of classes; with K or more, every example counts as right.
+      k: number of classes; with K or more, every example counts as correct.
 
     Returns:
       The accuracy, in [0, 1]; nan if N is 0.
@@ -45,7 +45,7 @@ def negative_log_likelihood(log_probs: ArrayLike, labels: ArrayLike) -> float:
       labels: integers ``[N]`` in [0, K).
 
     Returns:
-      The NLL in nats; inf if a label's log-probability is -inf, nan if N is 0 or an example is nan.
+      The NLL in nats; inf if a label's log-probability is -inf, nan if N is 0 or an example has nan.
 
     Raises:
       ValueError: other shapes, or labels outside [0, K).
@@ -72,7 +72,7 @@ def brier_score(log_probs: ArrayLike, labels: ArrayLike) -> float:
       labels: integers ``[N]`` in [0, K).
 
     Returns:
-      The score, in [0, 2]; nan if N is 0 or an example is nan.
+      The score, in [0, 2]; nan if N is 0 or an example has nan.
 
     Raises:
       ValueError: other shapes, or labels outside [0, K).

@@ -24,8 +24,8 @@ def detection(scores_in: ArrayLike, scores_out: ArrayLike) -> dict[str, float]:
         over thresholds, without trapezoids.
       - ``aupr_out``: average precision with out-of-distribution examples positive and scores negated.
       - ``fpr95``: smallest share of out-of-distribution examples accepted by a threshold that accepts at
-        least 95 % of in-distribution ones, without interpolation. Some authors let out-of-distribution
-        examples be the positive ones, which gives another figure.
+        least 95 % of in-distribution ones, without interpolation. Some authors take out-of-distribution
+        examples as positive, which gives another value.
 
     Raises:
       ValueError: scores that are not one-dimensional.

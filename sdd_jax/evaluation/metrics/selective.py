@@ -17,8 +17,8 @@ def risk_coverage(log_probs: ArrayLike, labels: ArrayLike) -> np.ndarray:
     .. math:: r_i = \frac{1}{i} \sum_{j \le i} 1[\hat y_j \ne y_j],
        \qquad \max_c p_{1c} \ge \max_c p_{2c} \ge \dots
 
-    Each of several equally confident examples counts as wrong by their common error rate, which is the
-    expectation over their random order.
+    Equally confident examples each count with their mean error rate, which is the expectation over a
+    random order.
 
     Args:
       log_probs: ``[N, K]``.
@@ -53,18 +53,18 @@ def area_under_risk_coverage(log_probs: ArrayLike, labels: ArrayLike) -> float:
     .. math:: \frac{1}{N} \sum_i r_i
 
     with the risks of :func:`risk_coverage`. AURC equals the error rate if all examples are equally
-    confident. For a given error rate, it is least if every wrong example is less confident than every
-    right one.
+    confident. For a given error rate, it is smallest if every misclassified example is less confident
+    than every correct one.
 
     This is the sum in the reference. Other libraries integrate the curve by the trapezoidal rule, which
-    gives another figure on small data sets.
+    gives another value on small data sets.
 
     Args:
       log_probs: ``[N, K]``.
       labels: integers ``[N]`` in [0, K).
 
     Returns:
-      The area, in [0, 1]; nan if N is 0 or an example is nan.
+      The area, in [0, 1]; nan if N is 0 or an example has nan.
 
     Raises:
       ValueError: other shapes, or labels outside [0, K).
