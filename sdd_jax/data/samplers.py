@@ -92,9 +92,8 @@ class BatchOrder:
         return self._epoch(epoch)[i][self.position]
 
     def __getstate__(self):
-        return vars(self) | {
-            "_epochs": {}
-        }  # it is faster to draw the epochs again than to pickle them
+        # It is faster to draw the epochs again than to pickle them.
+        return vars(self) | {"_epochs": {}}
 
     def _epoch(self, epoch: int) -> np.ndarray:
         batches = self._epochs.get(epoch)

@@ -99,7 +99,7 @@ class Distillation(Check):
 
 
 def _seconds_per_image(evaluator: Evaluator) -> float:
-    """Time of a pass over all images per image; the pass for the logits compiles it."""
+    """Seconds per image of a pass over all images, compiled by the pass for the logits."""
     _ = evaluator.logits
     start = time.perf_counter()
     evaluator.logits_of(evaluator.images)
