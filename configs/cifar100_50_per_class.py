@@ -12,10 +12,12 @@ Expected  test accuracy 29.5 +- 0.1 % with :ce, about the same at 0.02 and 0.1 (
 from sdd_jax import config as configs
 from sdd_jax.recipes import sd_dropout_cifar
 
+ROWS = ("sd_dropout", "ce")
+
 
 def get_config(argument: str = "sd_dropout"):
     """``argument``: ``sd_dropout`` or ``ce``."""
-    configs.words(argument, ("sd_dropout", "ce"))
+    configs.words(argument, ROWS, alternatives=[ROWS])
     config = sd_dropout_cifar("cifar100", "resnet18", argument)
     config.dataset.examples_per_class = 50
     config.dataset.validation = 0.1

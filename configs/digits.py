@@ -9,10 +9,12 @@ from sdd_jax import config as configs
 from sdd_jax.models import models
 from sdd_jax.training.schedules import schedules
 
+ROWS = ("sd_dropout", "ce")
+
 
 def get_config(argument: str = "sd_dropout"):
     """``argument``: ``sd_dropout`` or ``ce``."""
-    words = configs.words(argument, ("sd_dropout", "ce"))
+    words = configs.words(argument, ROWS, alternatives=[ROWS])
     config = configs.default()
     config.dataset.name = "digits"
     config.augment.pad = 1

@@ -11,10 +11,12 @@ from sdd_jax.models import models
 from sdd_jax.objectives import objectives
 from sdd_jax.training.schedules import schedules
 
+ROLES = ("student", "teacher")
+
 
 def get_config(argument: str = "student"):
     """``argument``: ``student`` or ``teacher``."""
-    words = configs.words(argument, ("student", "teacher"))
+    words = configs.words(argument, ROLES, alternatives=[ROLES])
     config = configs.default()
     config.dataset.name = "digits"
     config.augment.pad = 1

@@ -31,7 +31,7 @@ from sdd_jax.losses import (
 )
 from sdd_jax.mc_dropout import DropoutEnsemble, mc_dropout
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DropoutEnsemble",

@@ -133,7 +133,7 @@ def complete(config: ConfigDict) -> ConfigDict:
             require(isinstance(value, dict), f"config.{key}", value, f"a section of {fields}")
     with within("config"):
         full.update(options.validate(Run, {k: values[k] for k in _names(Run) if k in values}))
-    full.imports = plugins.load(full.imports)
+        full.imports = plugins.load(full.imports)
     for name, function in FIXED.items():
         with within(f"config.{name}"):
             full[name].update(options.validate(function, values.get(name, {})))
@@ -147,7 +147,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def complete_record(config: ConfigDict) -> ConfigDict:
-    """Completes the config that a run has recorded; version 0.1 lacked some options that changed since.
+    """Completes the recorded config of a run; options that version 0.1 did not have get its behaviour.
 
     Raises:
       InputError: as :func:`complete`.
@@ -201,7 +201,7 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     """The differences between two configs, operational fields aside: ``"FIELD: A now, B there"``."""
     a, b = _flat(ours), _flat(theirs)
     return [
-        f"config.{field}: {a.get(field)!r} now, {b.get(field)!r} there"
+        f"config.{field}: {a.get(field)!r} now, {b.get(field)!r} in the workdir"
         for field in sorted(a.keys() | b.keys())
         if not is_operational(field) and a.get(field) != b.get(field)
     ]
@@ -212,18 +212,26 @@ def is_operational(field: str) -> bool:
     return field in OPERATIONAL or field.partition(".")[0] in OPERATIONAL
 
 
-def words(argument: str, allowed: Sequence[str]) -> set[str]:
-    """The words of ``--config=CARD.py:WORD,WORD``.
+def words(
+    argument: str, allowed: Sequence[str], *, alternatives: Sequence[Sequence[str]] = ()
+) -> set[str]:
+    """Returns the words of ``--config=CARD.py:WORD,WORD``.
+
+    Args:
+      argument: the words, separated by commas.
+      allowed: the known words.
+      alternatives: groups of words of which at most one can be given.
 
     Raises:
-      InputError: a word that is not allowed.
+      InputError: an unknown word, or two of a group.
     """
+    field = "--config=CARD.py:ARGUMENT"
     requested = {word for word in argument.split(",") if word}
     for word in sorted(requested - set(allowed)):
-        raise InputError(
-            f"unknown argument {word!r}; expected {' or '.join(allowed)}",
-            field="--config=CARD.py:ARGUMENT",
-        )
+        raise InputError(f"unknown argument {word!r}; expected {' or '.join(allowed)}", field=field)
+    for group in alternatives:
+        if len(requested & set(group)) > 1:
+            raise InputError(f"must be one of {', '.join(group)}, got {argument!r}", field=field)
     return requested
 
 

@@ -208,12 +208,12 @@ def _check_fields(config: ConfigDict) -> None:
         "empty or (low, high) with 0 <= low <= high < 1",
     )
     lowest = min(low_high, default=term.rate)
-    require(
-        not term.exclusive or exclusive_masks_fit(term.num_samples, lowest),
-        "config.sd_dropout.exclusive",
-        True,
-        f"False, or num_samples * (1 - rate) at most 1, not {term.num_samples} * (1 - {lowest})",
-    )
+    if term.exclusive and not exclusive_masks_fit(term.num_samples, lowest):
+        raise InputError(
+            "disjoint masks need num_samples * (1 - rate) of at most 1, got "
+            f"{term.num_samples} * (1 - {lowest})",
+            field="config.sd_dropout.exclusive",
+        )
     require(
         config.batch_size % jax.device_count() == 0,
         "config.batch_size",

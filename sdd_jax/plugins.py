@@ -42,7 +42,7 @@ def _load_file(name: str) -> str:
         return path
     if not os.path.isfile(path):
         raise InputError(
-            f"must be Python files or modules, there is no file {name!r}", field="config.imports"
+            f"must be Python files or modules, there is no file {name!r}", field="imports"
         )
     loader = importlib.machinery.SourceFileLoader(module_name, path)
     spec = importlib.util.spec_from_loader(module_name, loader)
@@ -57,4 +57,6 @@ def _load_file(name: str) -> str:
 
 
 def _failure(name: str, error: Exception) -> InputError:
-    return InputError(f"{name!r} fails: {type(error).__name__}: {error}", field="config.imports")
+    return InputError(
+        f"{name!r} cannot be imported: {type(error).__name__}: {error}", field="imports"
+    )

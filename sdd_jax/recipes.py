@@ -4,7 +4,6 @@ from ml_collections import ConfigDict
 
 from sdd_jax import config as configs
 from sdd_jax.data.engines import engines
-from sdd_jax.errors import InputError
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
 from sdd_jax.training.schedules import schedules
@@ -75,22 +74,16 @@ def _sd_dropout(dataset: str, model: str, stem: str, argument: str) -> ConfigDic
       argument: "sd_dropout" (weight 1, the default); "ce" (cross-entropy alone); or one of ``METHODS``,
         alone or with "sd_dropout" (weight 0.1). "runlocal" shrinks the run for a laptop.
     """
-    words = _words(argument)
-    methods = sorted(words & {"ce", *METHODS})
-    if len(methods) > 1:
-        raise InputError(
-            f"must name one method, got {argument!r}", field="--config=CARD.py:ARGUMENT"
-        )
-    local = _is_local(argument)
+    words, local = _words(argument), _is_local(argument)
+    method = next(iter(words & set(METHODS)), None)
     config = configs.default()
     config.dataset.name = dataset
     config.augment.flip = True
     config.model = models.options(model, stem=stem, width=16 if local else 64)
-    config.sd_dropout.weight = 1.0
-    if methods:
-        config.sd_dropout.weight = 0.1 if "sd_dropout" in words and methods != ["ce"] else 0.0
-    if methods and methods != ["ce"]:
-        config.objective = objectives.options(methods[0])
+    config.sd_dropout.weight = 0.0 if "ce" in words else 1.0
+    if method:
+        config.objective = objectives.options(method)
+        config.sd_dropout.weight = 0.1 if "sd_dropout" in words else 0.0
     config.schedule = schedules.options("step", milestones=("100 epochs", "150 epochs"))
     config.duration = "3 epochs" if local else "200 epochs"
     config.checkpoint_every = "1 epochs" if local else "10 epochs"
@@ -108,7 +101,11 @@ def _photographs(config: ConfigDict, argument: str) -> ConfigDict:
 
 
 def _words(argument: str) -> set[str]:
-    return configs.words(argument, ("sd_dropout", "ce", *METHODS, "runlocal"))
+    return configs.words(
+        argument,
+        ("sd_dropout", "ce", *METHODS, "runlocal"),
+        alternatives=[("ce", *METHODS), ("sd_dropout", "ce")],
+    )
 
 
 def _is_local(argument: str) -> bool:
@@ -188,7 +185,7 @@ def distilled(
       last_learning_rate: learning rate at the end of the teacher's training.
       inputs: "perturbed" (the paper's default), "train" or "unlabelled:NAME".
     """
-    config = teacher
+    config = teacher.copy_and_resolve_references()
     config.inputs = inputs
     config.teacher = workdir
     config.objective = objectives.options("distill")

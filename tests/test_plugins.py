@@ -64,11 +64,11 @@ def test_a_plugin_trains_and_is_loaded_by_the_evaluation(tmp_path, tiny_config, 
         (
             None,
             "no_such_module_here",
-            "config.imports: 'no_such_module_here' fails: ModuleNotFound",
+            "config.imports: 'no_such_module_here' cannot be imported: ModuleNotFound",
         ),
         (None, "x" * 5000 + ".py", "config.imports: must be Python files or modules, there is no"),
         (None, "~nobody-of-this-name/x.py", "config.imports: must be .*there is no file"),
-        ("1 / 0", "mine.py", "config.imports: 'mine.py' fails: ZeroDivisionError"),
+        ("1 / 0", "mine.py", "config.imports: 'mine.py' cannot be imported: ZeroDivisionError"),
     ],
 )
 def test_a_missing_or_failing_plugin_is_refused(

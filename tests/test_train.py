@@ -148,7 +148,7 @@ def test_another_config_in_the_same_workdir_is_refused_and_the_fields_are_named(
     other = config.copy_and_resolve_references()
     other.sd_dropout.rate = 0.3
     with pytest.raises(
-        InputError, match=r"another config \(config.sd_dropout.rate: 0.3 now, 0.5 there\)"
+        InputError, match=r"another config \(config.sd_dropout.rate: 0.3 now, 0.5 in the workdir\)"
     ):
         train.train_and_evaluate(other, str(folder))
     other = config.copy_and_resolve_references()
@@ -288,9 +288,7 @@ def test_bad_input_is_refused_before_anything_is_compiled_or_written(
 def test_exclusive_masks_with_an_unsuitable_rate_are_refused(tiny_config, tmp_path):
     tiny_config.sd_dropout.exclusive = True
     tiny_config.sd_dropout.rate = 0.4
-    with pytest.raises(
-        InputError, match="config.sd_dropout.exclusive: must be False, or num_samples"
-    ):
+    with pytest.raises(InputError, match="config.sd_dropout.exclusive: disjoint masks need"):
         train.train_and_evaluate(tiny_config, str(tmp_path))
 
 

@@ -10,7 +10,6 @@ import datetime
 import json
 import logging
 import math
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from sdd_jax.errors import InputError, writing
 from sdd_jax.evaluation.plots import Picture
 from sdd_jax.evaluation.results import CheckResult, Headline, Table
-from sdd_jax.runs.workdir import write_text
+from sdd_jax.runs.workdir import write_bytes, write_text
 
 try:
     import fcntl
@@ -160,11 +159,7 @@ def write(
     }
     merged = {check: earlier[check] for check in earlier if check not in new} | new
     for picture in (picture for check in new for picture in pictures[check]):
-        path = folder / f"{picture.name}.png"
-        partial = path.with_name(path.name + ".partial")
-        with writing(path):
-            partial.write_bytes(picture.png)
-            os.replace(partial, path)
+        write_bytes(folder / f"{picture.name}.png", picture.png)
     as_json = {check: dataclasses.asdict(record) for check, record in merged.items()}
     metrics = {f"eval/{k}": v for record in merged.values() for k, v in record.metrics.items()}
     _write_json(folder / CHECKS_FILE, as_json)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from sdd_jax import models, plugins
 from sdd_jax.data import Dataset
 from sdd_jax.devices import AXIS
-from sdd_jax.errors import InputError, within
+from sdd_jax.errors import InputError
 from sdd_jax.runs.checkpoints import Checkpoints
 from sdd_jax.runs.workdir import read_config
 
@@ -58,10 +58,9 @@ def load_trained_network(
     config = read_config(folder, field=field)
     plugins.load(config.get("imports") or ())
     model = models.build(config.model.to_dict(), num_classes=dataset.num_classes, axis_name=AXIS)
-    with within("config.model"):
-        abstract = jax.eval_shape(
-            lambda: model.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
-        )
+    abstract = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
+    )
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         restored = checkpoints.restore_variables(

@@ -77,14 +77,19 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file atomically: a reader sees the old content or all of ``text``.
+    """Replaces a file by UTF-8 text, see :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Replaces a file atomically: a reader sees the old content or all of the new one.
 
     Raises:
       WriteError: the file cannot be written; the old content is still there.
     """
     partial = path.with_name(path.name + ".partial")
     with writing(path):
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
 
 
