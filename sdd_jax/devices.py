@@ -94,7 +94,9 @@ def enable_compilation_cache(workdir: str) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").addFilter(_DeleteDamagedCache(folder))
+    warnings_logger = logging.getLogger("py.warnings")
+    warnings_logger.setLevel(logging.WARNING)  # not the root's level, which absl may raise
+    warnings_logger.addFilter(_DeleteDamagedCache(folder))
 
 
 def _is_private(status: os.stat_result) -> bool:

@@ -17,6 +17,8 @@ import time
 
 import pytest
 
+from sdd_jax.runs.workdir import source_commit
+
 HERE = pathlib.Path(__file__).parent
 PACKAGES = (
     "jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "ml_collections", "hypothesis", "numpy"
@@ -243,6 +245,7 @@ def _summary(parts):
         "what": "The fault suite: runs on the digits that are killed, starved or given damaged files",
         "command": "pytest -m faults",
         "machine": "2 CPU cores, shared with other work",
+        "commit": source_commit(),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "tests": len(seconds),

@@ -78,7 +78,8 @@ def test_killed_runs_lose_at_most_one_interval_and_end_like_an_uninterrupted_run
         writing += bool(workdir.unfinished - before)  # not one left by an earlier kill
         assert lost[-1] <= INTERVAL, (event, delay, workdir.last_logged, workdir.steps)
     done = programs.finished(path, *arguments)
-    assert f"resuming after step {expected}" in done.stdout
+    # A kill after the last checkpoint leaves a finished run.
+    assert expected == STEPS or f"resuming after step {expected}" in done.stdout
     assert done.stderr == ""
     ends_like(path, tmp_path / "whole")
     report(
