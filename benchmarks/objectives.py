@@ -78,7 +78,7 @@ def main() -> None:
         args,
         f"objectives-{args.model}-{args.batch}",
         f"python -m benchmarks.objectives --model {args.model} --width {args.width} "
-        f"--batch {args.batch} --rounds {args.rounds}",
+        f"--batch {args.batch} --rounds {args.rounds} --only {args.only}",
         "Seconds of a training step with each objective, in turns with plain cross-entropy: "
         f"{args.model} at width {args.width}, CIFAR form, {args.batch} random images of 32x32, float32",
         objectives=results,
