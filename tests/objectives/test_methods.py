@@ -25,7 +25,9 @@ METHODS = [
 
 
 def test_every_objective_is_tested_here():
-    assert set(objectives.names()) == {*METHODS, "distill"}
+    # Other tests register objectives of their own.
+    ours = {n for n in objectives.names() if objectives.get(n).__module__.startswith("sdd_jax.")}
+    assert ours == {*METHODS, "distill"}
 
 
 def config_of(name, **changes):
