@@ -188,9 +188,8 @@ def load_experiment(config: ConfigDict) -> Experiment:
         steps_per_call=config.steps_per_call or engine.steps_per_call,
     )
     with within("config.model"):
-        _ = (
-            experiment.abstract_state
-        )  # traces the network, which raises if it cannot take these images
+        # Traces the network, which raises an InputError if it cannot take these images.
+        _ = experiment.abstract_state
     return experiment
 
 
