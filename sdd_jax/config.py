@@ -198,7 +198,7 @@ def record(workdir: pathlib.Path, config: ConfigDict, *, first_process: bool) ->
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """The differences between two configs, operational fields aside: ``"FIELD: A now, B in the workdir"``."""
+    """Differences between two configs, operational fields aside: "FIELD: A now, B in the workdir"."""
     a, b = _flat(ours), _flat(theirs)
     return [
         f"config.{field}: {a.get(field)!r} now, {b.get(field)!r} in the workdir"
