@@ -22,7 +22,8 @@ LAYERS = (  # top to bottom; a module may import from its own line and from thos
     ("objectives",),
     ("models", "data"),
     ("registry", "options", "plugins"),
-    ("prng", "devices", "errors"),
+    ("prng", "devices", "paths"),
+    ("errors",),
     ("losses", "mc_dropout"),
     ("dropout",),
 )

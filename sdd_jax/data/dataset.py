@@ -1,6 +1,8 @@
 """Image-classification data sets: loading, validation, splits, normalisation constants."""
 
 import dataclasses
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -11,6 +13,10 @@ from sdd_jax.data import sources
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.errors import InputError, require
 from sdd_jax.options import Count
+
+MAX_CLASSES = 10_000_000
+# Enough to notice another set of images, and read within 0.1 s. More would delay every start.
+CHECKSUM_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +32,29 @@ class Split:
     def take(self, index: np.ndarray) -> "Split":
         """The examples at ``index``."""
         return Split(self.images[index], self.labels[index])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Sizes and checksums by which a resumed run recognises its data.
+
+        Returns:
+          ``examples``, N; ``shape``, ``[H, W, C]``; ``labels``, the CRC-32 of all labels; ``images``,
+          that of the pixels, in arrays above ``CHECKSUM_BYTES`` of evenly spaced images, or
+          :meth:`LazyImages.checksum`. All values are plain, and the same on every machine.
+
+        Raises:
+          InputError: an image file cannot be read.
+        """
+        if isinstance(self.images, np.ndarray):
+            stride = max(1, math.ceil(self.images.nbytes / CHECKSUM_BYTES))
+            images = zlib.crc32(np.ascontiguousarray(self.images[::stride]).data)
+        else:
+            images = self.images.checksum()
+        return {
+            "examples": len(self),
+            "shape": [int(n) for n in self.images.shape[1:]],
+            "labels": zlib.crc32(np.ascontiguousarray(self.labels, "<i4").data),
+            "images": images,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +80,24 @@ class Dataset:
         """``(H, W, C)``."""
         return self.splits["train"].images.shape[1:]
 
+    def fingerprint(self) -> dict[str, Any]:
+        """The number of classes and :meth:`Split.fingerprint` of each split, plain values for JSON.
+
+        Computed at each call.
+
+        Raises:
+          InputError: an image file cannot be read.
+        """
+        names = [name for name in ("train", "test", "validation") if name in self.splits]
+        return {"classes": self.num_classes} | {n: self.splits[n].fingerprint() for n in names}
+
 
 def load(
     *,
     name: str = "digits",
     data_dir: str = "",
     cache_dir: str = "",
-    num_classes: Annotated[int, Interval(ge=0, le=10_000_000)] = 0,
+    num_classes: Annotated[int, Interval(ge=0, le=MAX_CLASSES)] = 0,
     validation: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     examples_per_class: Count = 0,
     image_size: Annotated[int, Interval(ge=0, le=4096)] = 0,
@@ -98,6 +138,7 @@ def load(
     arrays, stated_classes = sources.read(
         name, data_dir=data_dir, cache_dir=cache_dir, encoded=image_size > 0
     )
+    stated_classes = min(stated_classes, MAX_CLASSES)  # npz files state the largest label
     allowed = f"[0, {num_classes}), by num_classes" if num_classes else f"[0, {stated_classes})"
     num_classes = num_classes or stated_classes
     splits = {}

@@ -3,8 +3,10 @@
 import io
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,11 @@ RATIO = (3 / 4, 4 / 3)  # width to height
 ATTEMPTS = 10
 RESIZE = 256 / 224  # short side of a test image to the side of its crop
 THREADS = min(8, os.cpu_count() or 1)
+CHECKSUM_IMAGES = 64  # files may be on a slow disk
+
+
+class UndecodableImageError(InputError):
+    """The contents of an image file are damaged, so that every attempt to decode it fails."""
 
 
 class LazyImages:
@@ -30,6 +37,10 @@ class LazyImages:
       size: side in pixels of the views.
       name: name of the images in error messages.
       index: indices into ``images`` of the images in this array; by default all.
+
+    Raises:
+      UndecodableImageError: when an image is read whose contents are damaged.
+      InputError: when an image is read whose file cannot be read.
     """
 
     dtype = np.dtype(np.uint8)
@@ -73,20 +84,48 @@ class LazyImages:
         crop = image.crop((left, top, left + width, top + height))
         return _resized(crop, (self._size, self._size))
 
+    def checksum(self) -> int:
+        """CRC-32 of at most 64 evenly spaced images as they are stored.
+
+        None is decoded: the pixels depend on the version of the decoder. A damaged image counts as
+        empty.
+
+        Raises:
+          InputError: a file cannot be read.
+        """
+        checksum = 0
+        for index in range(0, len(self), math.ceil(len(self) / CHECKSUM_IMAGES) or 1):
+            try:
+                stored = self._stored(index)
+            except UndecodableImageError:  # an engine may skip it
+                continue
+            is_array = isinstance(stored, np.ndarray)
+            data = np.ascontiguousarray(stored).data if is_array else stored
+            checksum = zlib.crc32(data, checksum)
+        return checksum
+
     def _decoded(self, index: int) -> Image.Image:
-        position = self._index[index]
+        stored = self._stored(index)
         try:
-            stored = self._images[position]
             if isinstance(stored, np.ndarray):
                 image = Image.fromarray(stored[..., 0] if stored.shape[-1] == 1 else stored)
             else:
                 image = Image.open(io.BytesIO(stored))
             return image.convert("RGB")
         except Exception as error:  # on damaged files, Pillow raises errors of many types
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(
-                f"{self._name}: image {position} cannot be decoded: {reason}"
-            ) from error
+            raise self._error(index, error, transient=MemoryError) from error
+
+    def _stored(self, index: int) -> bytes | np.ndarray:
+        try:
+            return self._images[self._index[index]]
+        except Exception as error:  # and so does ArrayRecord
+            raise self._error(index, error, transient=(OSError, MemoryError)) from error
+
+    def _error(self, index: int, error: Exception, *, transient: Any) -> InputError:
+        """The error to raise; one of the types ``transient`` need not occur at the next attempt."""
+        kind = InputError if isinstance(error, transient) else UndecodableImageError
+        reason = f"{type(error).__name__}: {error}"
+        return kind(f"{self._name}: image {self._index[index]} cannot be decoded: {reason}")
 
 
 def central_view(image: Image.Image, size: int) -> np.ndarray:

@@ -1,9 +1,13 @@
 """Loading: validated arrays, splits, normalisation constants."""
 
+import json
+import zlib
+
 import numpy as np
 import pytest
 
 from sdd_jax import data
+from sdd_jax.data import Split, dataset
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.errors import InputError
 from sdd_jax.options import validate
@@ -129,3 +133,59 @@ def test_the_signature_states_the_ranges_of_a_config(option, values, allowed):
     for value in values:
         with pytest.raises(InputError, match=f"^{option}: must be {allowed}"):
             validate(data.load, {option: value})
+
+
+def fingerprint(name, **options):
+    return data.load(name=name, **options).fingerprint()
+
+
+def test_the_fingerprint_is_of_the_sizes_labels_and_pixels_of_each_split(npz):
+    images, labels = black(20, 6, 5, 3), np.arange(20) % 4
+    brighter = images.copy()
+    brighter[19, 5, 4, 2] = 1
+    first = fingerprint(npz(train_images=images))
+    assert first == json.loads(json.dumps(first))
+    assert [*first] == ["classes", "train", "test"]
+    assert first["classes"] == 4
+    assert first["train"] == {
+        "examples": 20,
+        "shape": [6, 5, 3],
+        "labels": zlib.crc32(labels.astype("<i4").tobytes()),
+        "images": zlib.crc32(bytes(1800)),
+    }
+    assert fingerprint(npz(train_images=images)) == first
+    assert fingerprint(npz(train_images=images, train_labels=labels.astype(">u8"))) == first
+    for other in ({"train_labels": labels[::-1]}, {"train_images": brighter}):
+        changed = fingerprint(npz(**{"train_images": images} | other))
+        assert changed["train"] != first["train"]
+        assert changed["test"] == first["test"]
+    assert [*fingerprint("digits", validation=0.1)] == ["classes", "train", "test", "validation"]
+
+
+def test_the_fingerprint_of_many_images_is_of_evenly_spaced_ones(monkeypatch):
+    monkeypatch.setattr(dataset, "CHECKSUM_BYTES", 400)
+    images = np.random.default_rng(0).integers(0, 256, (50, 5, 4, 1), dtype=np.uint8)
+    split = Split(images, np.zeros(50, np.int32))  # 1000 bytes
+    assert split.fingerprint()["images"] == zlib.crc32(images[::3].tobytes())
+    assert split.take(np.arange(20)).fingerprint()["images"] == zlib.crc32(images[:20].tobytes())
+
+
+def test_the_fingerprint_does_not_depend_on_decoding(npz):
+    name = npz()
+    small, large = (fingerprint(name, **LAZY | {"image_size": size}) for size in (4, 8))
+    assert small["train"]["shape"] == [4, 4, 3]
+    assert small["train"]["images"] == large["train"]["images"]
+
+
+@pytest.mark.parametrize("label", [2**31, 2**40, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("num_classes", [0, 5])
+def test_labels_beyond_any_number_of_classes_are_refused(npz, label, num_classes):
+    labels = (np.arange(20) % 4).astype(np.uint64 if label >= 2**63 else np.int64)
+    labels[3] = label
+    limit = "5\\), by num_classes" if num_classes else "10000000\\)"
+    for array in ("train_labels", "test_labels"):
+        values = labels if array == "train_labels" else labels[:7]
+        allowed = limit if array == "train_labels" or num_classes else "4\\)"
+        message = rf"^{array.replace('_', ' ')} must be in \[0, {allowed}, got {label}$"
+        with pytest.raises(InputError, match=message):
+            data.load(name=npz(**{array: values}), num_classes=num_classes)

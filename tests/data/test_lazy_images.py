@@ -2,13 +2,14 @@
 
 import io
 import math
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sdd_jax.data import lazy_images
-from sdd_jax.data.lazy_images import LazyImages, central_view, random_box
+from sdd_jax.data.lazy_images import LazyImages, UndecodableImageError, central_view, random_box
 from sdd_jax.errors import InputError
 
 SIZES = [(40, 30), (30, 41), (33, 33), (90, 20), (16, 64)]  # width, height
@@ -153,3 +154,42 @@ def test_a_damaged_image_is_named(files, encoded):
             read()
     with pytest.raises(InputError, match="image 4 cannot be decoded"):
         np.asarray(images[4:])
+
+
+def test_the_checksum_is_of_the_stored_bytes_of_at_most_64_images(files):
+    many = [bytes([i % 256]) * 3 for i in range(1000)]  # never decoded: these are no images
+    images = LazyImages(many, 14, "")
+    sample = many[::16]
+    assert len(sample) == 63
+    assert images.checksum() == zlib.crc32(b"".join(sample))
+    assert images[::2].checksum() == zlib.crc32(b"".join(many[::2][::8]))
+    assert LazyImages(files, 14, "").checksum() == LazyImages(files, 99, "other").checksum()
+    arrays = [picture(8, 9), picture(7, 9, 1)]
+    assert LazyImages(arrays, 14, "").checksum() == zlib.crc32(b"".join(map(bytes, arrays)))
+
+
+class Failing(list):
+    """Image files, one of which cannot be read."""
+
+    def __init__(self, files, error):
+        super().__init__(files)
+        self._error = error
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise self._error
+        return super().__getitem__(index)
+
+
+def test_damage_is_told_from_failures_that_may_pass(files):
+    damaged, unplugged = (
+        LazyImages(Failing(files, error), 14, "birds")
+        for error in (RuntimeError("hash mismatch"), OSError("timed out"))
+    )
+    with pytest.raises(UndecodableImageError, match="birds: image 1 cannot .*: hash mismatch"):
+        np.asarray(damaged)
+    assert damaged.checksum() == zlib.crc32(b"".join([files[0], *files[2:]]))
+    for read in (LazyImages.checksum, np.asarray):
+        with pytest.raises(InputError, match="birds: image 1 cannot .*: timed out") as raised:
+            read(unplugged)
+        assert raised.type is InputError

@@ -1,6 +1,8 @@
 """Embedded images and npz files. TensorFlow Datasets have a file of their own."""
 
 import io
+import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -60,28 +62,107 @@ def saved(save, **arrays):
     return file.getvalue()
 
 
-COMPRESSED = saved(np.savez_compressed, train_images=np.arange(1000))
+def arrays(**replaced):
+    """A small data set whose pixels do not compress."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 1), dtype=np.uint8)
+    images, labels = {"train_images": pixels, "test_images": pixels[:5]}, np.arange(12) % 3
+    return images | {"train_labels": labels, "test_labels": labels[:5]} | replaced
+
+
+def with_member(name, content, kind=zipfile.ZIP_STORED):
+    """An npz file with other contents of one member."""
+    file = io.BytesIO(saved(np.savez, **{k: v for k, v in arrays().items() if k != name}))
+    with zipfile.ZipFile(file, "a", kind) as archive:
+        archive.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+def npy(shape, content=bytes(60), dtype="|u1"):
+    """An npy file whose header states any shape and type."""
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}}}".encode()
+    header += b" " * (117 - len(header)) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+COMPRESSED = saved(np.savez_compressed, **arrays())
+UNREADABLE = {
+    "empty": b"",
+    "cut": COMPRESSED[:300],
+    "overwritten": COMPRESSED[:80] + bytes(20) + COMPRESSED[100:],
+    "an array without an archive": saved(np.save, arr=np.arange(3)),
+    "such an array beyond memory": npy((2**60, 1)),
+    "2**60 elements": with_member("train_images", npy((2**60, 1))),
+    "2**60 elements, compressed": with_member("train_labels", npy((2**60,)), zipfile.ZIP_DEFLATED),
+    "2**40 elements": with_member("train_images", npy((2**10, 2**10, 2**10, 2**10))),
+    "elements missing": with_member("train_images", npy((9, 3, 3))),
+    "elements left over": with_member("train_images", npy((5, 3, 3))),
+    "no tuple": with_member("train_images", npy("(1,")),
+    "negative": with_member("train_images", npy((-4, -15))),
+    "objects": with_member("train_images", npy((1,), b"\x80\x04N.....", "|O")),
+    "a future version": with_member("train_images", b"\x93NUMPY\x09\x00" + npy((60,))[8:]),
+    "an empty member": with_member("test_labels", b""),
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_files_that_are_not_readable_npz_are_refused(tmp_path, content):
+    (tmp_path / "arrays.npz").write_bytes(content)
+    with pytest.raises(InputError, match="^name: .*arrays.npz' is not a readable npz file: ."):
+        data.load(name=f"npz:{tmp_path / 'arrays.npz'}")
+
+
+def test_arrays_beyond_memory_are_refused_before_they_are_read(tmp_path, npz, monkeypatch):
+    name = npz()
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 1000}.get)
+    with pytest.raises(InputError, match="its arrays have .* more than the 2000 of this machine"):
+        data.load(name=name)
+
+
+def damaged(content, rng):
+    """The content with one to three bytes changed, removed or added, or cut."""
+    kind, start = rng.integers(4), int(rng.integers(len(content)))
+    if kind == 3:
+        return content[:start]
+    stop, added = start + int(rng.integers(1, 4)), rng.bytes(rng.integers(1, 4))
+    return content[:start] + (b"", added, added)[kind] + content[(stop, start, stop)[kind] :]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [200, pytest.param(3000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damage_to_a_file_is_one_line_or_leaves_valid_arrays(tmp_path, save, count):
+    rng, content = np.random.default_rng(count), saved(save, **arrays())
+    path, messages = tmp_path / "arrays.npz", []
+    for _ in range(count):
+        path.write_bytes(damaged(content, rng))
+        try:
+            data.load(name=f"npz:{path}")
+        except InputError as error:
+            messages.append(str(error))
+    assert len(messages) > count / 2
+    assert not [message for message in messages if len(message.splitlines()) != 1]
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("options", "field"),
     [
-        b"",
-        COMPRESSED[:300],
-        COMPRESSED[:80] + bytes(20) + COMPRESSED[100:],
-        saved(np.save, arr=np.arange(3)),  # an array without an archive
+        ({"name": "npz:gs://bucket/arrays.npz"}, "name"),
+        ({"name": "npz:arrays.npz", "data_dir": "s3://bucket/data"}, "data_dir"),
+        ({"name": "cifar10", "data_dir": "file:///data"}, "data_dir"),
+        ({"name": "cifar10", "cache_dir": "gs://bucket/cache"}, "cache_dir"),
     ],
 )
-def test_files_that_are_not_readable_npz_are_refused(tmp_path, content):
-    (tmp_path / "arrays.npz").write_bytes(content)
-    with pytest.raises(InputError, match="^name: .*arrays.npz' is not a readable npz file"):
-        data.load(name=f"npz:{tmp_path / 'arrays.npz'}")
+def test_remote_paths_are_refused(options, field):
+    with pytest.raises(InputError, match=f"^{field}: must be on a local or mounted disk, got '"):
+        data.load(**options)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("npz:/nowhere.npz", "there is no file '/nowhere.npz'"),
+        ("npz:" + "x" * 5000, "there is no file 'xxx"),
         ("nope", "must be digits, photos, npz:PATH or a data set known to tfds, got 'nope'"),
         ("x" * 5000, "must be digits, photos, .*xxx"),
     ],

@@ -1,7 +1,10 @@
 """TensorFlow Datasets, written and read by the real library, without TensorFlow."""
 
 import io
+import json
+import pathlib
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -91,10 +94,19 @@ def test_the_second_load_reads_the_cache_without_tfds(load, monkeypatch):
     assert_equal_splits(load("tiny_images"), first)
 
 
-def test_a_damaged_cache_is_replaced(load, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:200],
+        lambda content: content.replace(b"(20, 8, 8, 3), }", b"(20, 8, 8, 3,((("),
+        lambda content: content.replace(b"(20, 8, 8, 3), }", b"(1" + b"0" * 12 + b",)}"),
+    ],
+    ids=["cut", "header", "shape"],
+)
+def test_a_damaged_cache_is_replaced(load, tmp_path, caplog, monkeypatch, damage):
     first = load("tiny_images")
     (file,) = (tmp_path / "cache").glob("*/train_images.npy")
-    file.write_bytes(file.read_bytes()[:200])
+    file.write_bytes(damage(file.read_bytes()))
     assert_equal_splits(load("tiny_images"), first)
     assert "is damaged" in caplog.text
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
@@ -159,6 +171,43 @@ def test_a_test_split_without_labels_is_replaced_by_validation(load, options):
 )
 def test_sets_that_cannot_be_used_are_refused(load, name, message):
     with pytest.raises(InputError, match=f"^name: {message}"):
+        load(name)
+
+
+@pytest.mark.parametrize("options", [{}, LAZY])
+@pytest.mark.parametrize("content", ["", "{{", "null", "[]", "{}", '{"splits": 7}', "\0"])
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_damaged_descriptions_are_refused(data_dir, tmp_path, file, content, options):
+    shutil.copytree(pathlib.Path(data_dir, "tiny_images"), tmp_path / "tiny_images")
+    (path,) = tmp_path.rglob(file)
+    path.write_text(content)
+    with pytest.raises(InputError, match="^name: the files of 'tiny_images' in .* cannot be read"):
+        data.load(
+            name="tiny_images", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"), **options
+        )
+
+
+@pytest.mark.parametrize("options", [{}, LAZY])
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_a_data_set_cannot_have_tfds_import_a_module(data_dir, tmp_path, monkeypatch, key, options):
+    (tmp_path / "harmful_features.py").write_text(
+        f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(pathlib.Path(data_dir, "tiny_images"), tmp_path / "tiny_images")
+    (path,) = tmp_path.rglob("features.json")
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["label"] = {key: "harmful_features.Label", "content": ""}
+    path.write_text(json.dumps(features))
+    folders = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(InputError, match="features.json must name features of tfds, got 'harmful_"):
+        data.load(name="tiny_images", **folders, **options)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["huggingface:x", "kaggle:x/y", "someone:x:1.0.0"])
+def test_namespaces_whose_code_tfds_would_fetch_are_refused(load, name):
+    with pytest.raises(InputError, match=f"name: must be without a namespace, got '{name}'"):
         load(name)
 
 

@@ -54,6 +54,13 @@ class Engine(Protocol):
         """The batch of one step on one device; traced."""
         ...
 
+    def skipped(self, start: int, stop: int) -> int:
+        """Number of this host's examples in the steps ``[start, stop)`` that replace another.
+
+        Call it after ``inputs`` of these steps.
+        """
+        ...
+
     def close(self) -> None:
         """Ends background threads and processes."""
         ...

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 
 from sdd_jax.data.sources import sources
 from sdd_jax.errors import InputError
+from sdd_jax.paths import local_path
 
 _logger = logging.getLogger(__name__)
 LABELS = ("train_labels", "test_labels")
@@ -39,7 +41,7 @@ def tfds(
     """
     name = argument
     default_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    data_dir = os.path.expanduser(data_dir or default_dir)
+    data_dir = str(local_path(data_dir or default_dir, field="data_dir"))
     with _readable(name, data_dir):
         arrays, num_classes = _cached(name, data_dir, cache_dir, encoded)
         if encoded:
@@ -77,17 +79,23 @@ class TfdsImageFiles:
 def _cached(name, data_dir, cache_dir, encoded) -> tuple[dict[str, Any], int]:
     """The arrays, or only the labels if the images stay encoded, and the number of classes."""
     names, read = (LABELS, _read_labels) if encoded else (ARRAYS, _decode)
-    fingerprint = _fingerprint(pathlib.Path(data_dir, *name.split(":")[0].split("/")))
+    root = cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sdd_jax")
+    root = local_path(root, field="cache_dir")
+    fingerprint = _fingerprint(_folder(name, data_dir))
     if fingerprint is None:
         return read(name, data_dir)
-    root = cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sdd_jax")
     folder = f"{name.replace('/', '-').replace(':', '-')}-{fingerprint}"
-    cache = pathlib.Path(os.path.expanduser(root), f"{folder}-labels" if encoded else folder)
+    cache = root / (f"{folder}-labels" if encoded else folder)
     cached = _read_cache(cache, names)
     if cached is None:
         cached = read(name, data_dir)
         _write_cache(cache, *cached)
     return cached
+
+
+def _folder(name: str, data_dir: str) -> pathlib.Path:
+    """The folder of all versions of a data set ``NAME``, ``NAME/CONFIG`` or ``NAME:VERSION``."""
+    return pathlib.Path(data_dir, *name.split(":")[0].split("/"))
 
 
 class _Records:
@@ -125,9 +133,13 @@ def _open(name: str, data_dir: str) -> tuple[Any, dict[str, str]]:
     """The builder of a data set, and the names in tfds of our splits "train" and "test"."""
     import tensorflow_datasets as tfds
 
+    _refuse_code(name, data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except ValueError as error:  # unknown, or not a name at all
+        folder = _folder(name, data_dir)
+        if os.path.isdir(folder) and any(folder.glob("*/dataset_info.json")):
+            raise  # prepared, but damaged
         known = ", ".join(n for n in sources.names() if n not in ("tfds", "npz"))
         raise InputError(
             f"must be {known}, npz:PATH or a data set known to tfds, got {name!r}", field="name"
@@ -151,6 +163,31 @@ def _open(name: str, data_dir: str) -> tuple[Any, dict[str, str]]:
             field="name",
         )
     return builder, splits
+
+
+def _refuse_code(name: str, data_dir: str) -> None:
+    """Refuses what tfds would execute: code fetched for a namespace, modules named by the features."""
+    if re.match(r"\w+:[^0-9]", name):  # NAME:1.0.0 is a version
+        raise InputError(f"must be without a namespace, got {name!r}", field="name")
+    folder = _folder(name, data_dir)
+    for path in sorted(folder.rglob("features.json")) if os.path.isdir(folder) else ():
+        for feature in _features(json.loads(path.read_text(encoding="utf-8"))):
+            if not feature.startswith("tensorflow_datasets.core.features."):
+                raise InputError(
+                    f"{path} must name features of tfds, got {feature!r}", field="name"
+                )
+
+
+def _features(content: Any) -> Iterator[str]:
+    """Names of the classes in ``features.json``, which tfds imports."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                yield value
+            yield from _features(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _features(value)
 
 
 def _how_to_prepare(name: str, data_dir: str) -> str:
@@ -178,9 +215,10 @@ def _readable(name: str, data_dir: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (RuntimeError, OSError, ValueError, IndexError) as error:  # ArrayRecord raises all four
+    except Exception as error:  # on damaged files, ArrayRecord and tfds raise errors of many types
         raise InputError(
-            f"the files of {name!r} in {data_dir!r} cannot be read: {error}", field="name"
+            f"the files of {name!r} in {data_dir!r} cannot be read: {type(error).__name__}: {error}",
+            field="name",
         ) from error
 
 
@@ -239,8 +277,8 @@ def _read_cache(
         return None
     try:
         arrays = {name: np.load(cache / f"{name}.npy", allow_pickle=False) for name in names}
-        return arrays, json.loads((cache / "num_classes.json").read_text())
-    except (OSError, ValueError, EOFError) as error:
+        return arrays, int(json.loads((cache / "num_classes.json").read_text()))
+    except Exception as error:  # on damaged files, NumPy raises errors of many types
         _logger.warning("%s is damaged (%s); reading the data set again", cache, error)
         return None
 

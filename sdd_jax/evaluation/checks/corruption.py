@@ -1,8 +1,6 @@
 """Accuracy on corrupted images."""
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -15,6 +13,7 @@ from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
 from sdd_jax.evaluation.results import CheckResult, Headline, Plot, Table
 from sdd_jax.options import Count
+from sdd_jax.paths import local_path
 from sdd_jax.prng import keys_at, stream_key
 
 # (name of the corruption, logits, labels), severity by severity
@@ -151,13 +150,13 @@ def _open(folder: str, setup: EvaluationSetup) -> tuple[dict[str, np.ndarray], n
     Raises:
       InputError: files are missing, or are not images and labels of the run's data set.
     """
-    path, shape = pathlib.Path(os.path.expanduser(folder)), setup.dataset.image_shape
     field = "corruption_dir"
+    path, shape = local_path(folder, field=field), setup.dataset.image_shape
     arrays = {}
     for file in sorted(path.glob("*.npy")):
         try:
             arrays[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # on damaged files, NumPy raises errors of many types
             raise InputError(f"{file} cannot be read: {error}", field=field) from error
     labels = arrays.pop("labels", None)
     if labels is None or not arrays:
