@@ -1,11 +1,13 @@
 """The command lines of ``train.py`` and ``eval.py``."""
 
+import ast
+import io
 import logging
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -14,15 +16,25 @@ from ml_collections import ConfigDict, config_flags
 
 from sdd_jax.devices import enable_compilation_cache, let_cpu_collectives_wait
 from sdd_jax.errors import Failure, InputError, require
+from sdd_jax.paths import local_path
 
 DEFAULT_CARD = "configs/digits.py"
+A_DICT = "a dict such as {'name': 'NAME', 'OPTION': VALUE}"
+
+_OVERRIDE = re.compile(
+    r"--?(?P<no>no)?config\.(?P<section>\w+)(\.(?P<field>[^=]+))?(=(?P<value>.*))?", re.DOTALL
+)
 
 
 def train() -> None:
     """Runs ``train.py``; exits 0 only when training is done."""
+    _prepare_process()
     # No default in the flag itself: overrides for another card would be applied to it.
     card = config_flags.DEFINE_config_file("config", None, "Recipe card; :ARGUMENT after it.")
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run; by default runs/CARD.")
+    trust = flags.DEFINE_bool(
+        "trust_imports", False, "Execute the Python files that the teacher's config imports."
+    )
     _define_distributed()
     if not any(re.match("--?config(=|$)", argument) for argument in sys.argv):
         root = pathlib.Path(sys.argv[0]).resolve().parent
@@ -33,20 +45,26 @@ def train() -> None:
 
         name = config_flags.get_config_filename(flags.FLAGS["config"])
         folder = workdir.value or f"runs/{_run_name(name)}"
+        local_path(folder, field="--workdir")  # before the cache creates a folder beside it
         enable_compilation_cache(folder)
-        train_and_evaluate(card.value, folder)
+        train_and_evaluate(card.value, folder, trust_imports=trust.value)
 
     _run(main)
 
 
 def evaluate() -> None:
-    """Runs ``eval.py``: prints the results and writes them, plots and a report to ``DIR/eval``."""
+    """Runs ``eval.py``: prints the results and writes them, plots and a report to a folder."""
+    _prepare_process()
     from sdd_jax.config import default
 
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run.")
     names = flags.DEFINE_list("checks", ["accuracy", "calibration"], "Checks to run, or all.")
     compare = flags.DEFINE_list("compare", [], "Workdirs of runs to compare with in the report.")
     which = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+    output = flags.DEFINE_string("output", "", "Folder of the results; by default WORKDIR/eval.")
+    trust = flags.DEFINE_bool(
+        "trust_imports", False, "Execute the Python files that the runs' configs import."
+    )
     full = default()
     folders = {key: full.dataset[key] for key in ("data_dir", "cache_dir")}
     replaceable = ConfigDict({"eval": full.eval, "dataset": folders})
@@ -61,16 +79,90 @@ def evaluate() -> None:
         from sdd_jax.evaluate import evaluate_workdir
 
         require(bool(workdir.value), "--workdir", workdir.value, "the folder of a run")
-        enable_compilation_cache(workdir.value)
+        local_path(workdir.value, field="--workdir")  # before the cache creates a folder beside it
+        local_path(output.value, field="--output")
+        enable_compilation_cache(output.value or workdir.value)  # the run may be read-only
         evaluate_workdir(
             workdir.value,
             names.value,
             compare=compare.value,
             checkpoint=which.value,
             overrides=config_flags.get_override_values(flags.FLAGS["config"]),
+            output=output.value or None,
+            trust_imports=trust.value,
         )
 
     _run(main)
+
+
+def merge_sections(argv: Sequence[str]) -> list[str]:
+    """Merges ``--config.SECTION.FIELD=VALUE`` into ``--config.SECTION={...}`` if both are given.
+
+    ml_collections would look for the fields in the card's section, which may select another entry. The
+    order does not matter: the last ``--config.SECTION`` is refined by the last value of each field. A
+    value is a Python literal, or else a string: its type is unknown until ``config.imports`` are
+    imported, and :func:`sdd_jax.config.complete` checks it.
+
+    Raises:
+      InputError: the section is not a dict.
+
+    Example:
+      >>> merge_sections(["--config.model={'name': 'mlp'}", "--seed=1", "--config.model.width=8"])
+      ["--config.model={'name': 'mlp', 'width': 8}", '--seed=1']
+    """
+    arguments, rest = [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if re.fullmatch(r"--?config\.[\w.]+", argument) and rest and not rest[0].startswith("--"):
+            argument += f"={rest.pop(0)}"
+        arguments.append(argument)
+    overrides = [_OVERRIDE.fullmatch(argument) for argument in arguments]
+    sections = {m["section"]: m["value"] for m in overrides if m and not m["field"]}
+    merged: dict[str, dict[str, Any]] = {}
+    for match in overrides:
+        if match and match["field"] and (section := match["section"]) in sections:
+            whole = merged.get(section, _literal(sections[section]))
+            require(isinstance(whole, dict), f"config.{section}", sections[section], A_DICT)
+            value = not match["no"] if match["value"] is None else _literal(match["value"])
+            merged[section] = whole | {match["field"]: value}
+    result = []
+    for argument, match in zip(arguments, overrides, strict=True):
+        if not match or match["section"] not in merged:
+            result.append(argument)
+        elif not match["field"]:
+            result.append(f"--config.{match['section']}={merged[match['section']]!r}")
+    return result
+
+
+def _literal(text: Any) -> Any:
+    if text in ("true", "false"):  # as absl writes them
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _prepare_process() -> None:
+    """Makes the standard streams and paths usable, and the arguments ready for ml_collections."""
+    # Otherwise the next file, perhaps a checkpoint, gets the number of a closed stream, and its output.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # TensorStore encodes paths in UTF-8; if Python does not, they name different folders.
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    try:
+        sys.argv[:] = merge_sections(sys.argv)
+    except InputError as error:
+        _fail(2, error)
 
 
 def _define_distributed() -> None:
@@ -128,6 +220,8 @@ def _run(main: Callable[[], None]) -> None:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             _fail(1, f"out of memory; use a smaller batch or network: {error}")
+        except MemoryError as error:
+            _fail(1, f"out of host memory; use smaller data, batches or networks. {error}")
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(143)
@@ -152,6 +246,9 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         # ml_collections passes on a card's own error as the text of its traceback.
+        not_a_dict = r"flag --(config\.\w+)=(.*): Failed to parse .* as a ConfigDict"
+        if match := re.match(not_a_dict, str(error), re.DOTALL):
+            _fail(2, InputError(f"must be {A_DICT}, got {match[2]!r}", field=match[1]))
         _, is_input_error, message = str(error).partition(f"{InputError.__name__}: ")
         _fail(2, message.partition("\n")[0] if is_input_error else error)
     except (AttributeError, KeyError, TypeError) as error:

@@ -66,9 +66,10 @@ class Registry:
           InputError: nothing is registered under this name.
         """
         if name not in self.names():
-            raise InputError(
-                f"must be one of {', '.join(self.names())}, got {name!r}", field=self._name_field
-            )
+            reason = f"must be one of {', '.join(self.names())}, got {name!r}"
+            if name is None:
+                reason += f"; to change one option only: --{self._selector}.OPTION=VALUE"
+            raise InputError(reason, field=self._name_field)
         return self._entries[name]
 
     def options(self, name: str, /, **overrides: Any) -> dict[str, Any]:

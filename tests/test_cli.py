@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -183,6 +184,28 @@ def test_sigterm_saves_and_the_same_command_resumes_on_more_devices(root, tmp_pa
         (["--config=CARD:nope"], "unknown argument 'nope'; expected sd_dropout or ce"),
         (["--config.sd_dropout.rate=1"], "config.sd_dropout.rate: must be in [0, 1), got 1.0"),
         (["--config.dataset={'__class__': 1}"], "config"),
+        (
+            ["--config.model=resnet50"],
+            "config.model: must be a dict such as {'name': 'NAME', 'OPTION': VALUE}, got 'resnet50'",
+        ),
+        (
+            ["--config.model={'name': "],
+            "config.model: must be a dict such as {'name': 'NAME', 'OPTION': VALUE}, got",
+        ),
+        (["--config.model={[]: 1}"], "--config.model={[]: 1}: unhashable type"),
+        (["--config.model={'width': 32}"], "config.model.name: must be one of"),
+        (
+            ["--config.model.depth.x=1", "--config.model={'name': 'mlp'}"],
+            "flag --config.model={'name': 'mlp', 'depth.x': 1}: ConfigDict does not accept dots",
+        ),
+        (
+            ["--config.model={'name': 'lenet'}", "--config.model.depth=1"],
+            "config.model.depth: 'lenet' has no such option",
+        ),
+        (
+            ["--config.model.width=8", "--config.model=mlp"],
+            "config.model: must be a dict such as {'name': 'NAME', 'OPTION': VALUE}",
+        ),
         (["--nope"], "Unknown command line flag 'nope'"),
         (["nope"], "unexpected argument 'nope'"),
     ],
@@ -195,3 +218,77 @@ def test_bad_input_gets_one_line_and_status_2(root, tmp_path, arguments, message
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_fields_of_a_section_that_is_given_whole_reach_the_programs(root, tmp_path):
+    engine = ["--config.engine.workers=1", "--config.engine={'name': 'streamed'}"]
+    done = run(root, "train.py", f"--workdir={tmp_path}/run", "--config.duration=2 steps", *engine)
+    assert done.returncode == 0, done.stderr
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (recorded["engine"]["name"], recorded["engine"]["workers"]) == ("streamed", 1)
+    options = ["--config.eval={'batch_size': 100}", "--config.eval.mc_samples=3"]
+    arguments = [f"--workdir={tmp_path}/run", "--checks=mc_dropout", *options]
+    done = run(root, "eval.py", *arguments, f"--output={tmp_path}/results")
+    assert done.returncode == 0, done.stderr
+    names = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert "eval/mc_dropout/3/nll" in names
+    assert not (tmp_path / "run" / "eval").exists()
+
+
+def test_settings_without_effect_are_one_warning_each(root, tmp_path):
+    options = ["--config.duration=4 steps", "--config.sd_dropout.rate=0.999999"]
+    options += ["--config.schedule={'name': 'step', 'warmup': '100 epochs'}"]
+    done = run(root, "train.py", f"--workdir={tmp_path}", *options)
+    assert done.returncode == 0, done.stderr
+    fields = ("schedule.warmup", "schedule.milestones", "sd_dropout.rate")
+    for line, field in zip(done.stderr.splitlines(), fields, strict=True):
+        assert f"config.{field}: " in line
+
+
+def test_the_compilation_cache_is_beside_the_output_of_an_evaluation(root, default_run, tmp_path):
+    cache = default_run[0].parent / ".jax_cache"
+    shutil.move(cache, tmp_path / "kept")
+    done = run(root, "eval.py", f"--workdir={default_run[0]}", f"--output={tmp_path}/a/results")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a" / ".jax_cache").is_dir()
+    assert not cache.exists()
+    shutil.move(tmp_path / "kept", cache)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "field"),
+    [
+        ("train.py", ["--workdir=gs://bucket/run"], "--workdir"),
+        ("eval.py", ["--workdir=s3://bucket/run"], "--workdir"),
+        ("eval.py", ["--workdir=DEFAULT", "--output=file:///tmp/results"], "--output"),
+    ],
+)
+def test_remote_paths_are_refused_before_a_folder_of_that_name_exists(
+    root, default_run, tmp_path, script, arguments, field
+):
+    arguments = [a.replace("DEFAULT", str(default_run[0])) for a in arguments]
+    done = run(root, script, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {field}: must be on a local or mounted disk, got ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_files_of_a_run_are_executed_if_trusted(root, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from sdd_jax.training.schedules import schedules\n"
+        "@schedules.register('constant')\n"
+        "def build(*, learning_rate): return lambda count: learning_rate\n"
+    )
+    options = [f"--config.imports={tmp_path}/mine.py", "--config.schedule={'name': 'constant'}"]
+    options += ["--config.duration=2 steps", "--config.model.dropout_rate=0.1"]
+    done = run(root, "train.py", f"--workdir={tmp_path}/run", *options)
+    assert done.returncode == 0, done.stderr
+    student = [f"--config={root}/configs/distill_digits.py", f"--config.teacher={tmp_path}/run"]
+    student += [f"--workdir={tmp_path}/student", "--config.duration=2 steps"]
+    for command in (["eval.py", f"--workdir={tmp_path}/run"], ["train.py", *student]):
+        refused = run(root, *command)
+        assert refused.returncode == 2, refused.stderr
+        assert "--trust_imports" in refused.stderr
+        done = run(root, *command, "--trust_imports")
+        assert done.returncode == 0, done.stderr

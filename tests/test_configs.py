@@ -1,14 +1,18 @@
 """Recipe cards and the validation of configs."""
 
+import ast
+import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from benchmarks.measure import load_card
+from sdd_jax import cli, models, recipes
 from sdd_jax import config as configs
-from sdd_jax import models, recipes
 from sdd_jax.errors import InputError
 
 
@@ -221,3 +225,108 @@ def test_a_reserved_python_name_is_an_unknown_field(section):
 
     with pytest.raises(InputError, match="__class__"):
         configs.complete(Record)
+
+
+# ------------------------------------------------------------ a section given whole, with its fields
+
+
+@pytest.fixture
+def parse(root):
+    """``parse(*arguments, card=)`` returns the complete config of a command line of ``train.py``."""
+
+    def parse(*arguments, card="digits"):
+        argv = ["train.py", f"--config={root}/configs/{card}.py", *arguments]
+        argv = cli.merge_sections(argv)
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # ml_collections loads the card
+            assert values(argv) == ["train.py"]
+        return configs.complete(values["config"].value)
+
+    return parse
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "field", "value", "expected"),
+    [
+        ("model", "{'name': 'resnet50', 'width': 32}", "dtype", "bfloat16", "bfloat16"),
+        ("model", "{'name': 'resnet50', 'width': 32}", "width", "16", 16),
+        ("objective", "{'name': 'label_smoothing'}", "smoothing", "0.3", 0.3),
+        ("optimizer", "{'name': 'adamw'}", "b1", "5e-1", 0.5),
+        ("optimizer", "{'name': 'sgd'}", "nesterov", "true", True),
+        ("schedule", "{'name': 'step'}", "milestones", "('1 epochs',)", ("1 epochs",)),
+        ("engine", "{'name': 'streamed'}", "workers", "2", 2),
+        ("dataset", "{'data_dir': 'there'}", "validation", "0.25", 0.25),
+    ],
+)
+def test_a_field_refines_a_section_that_is_given_whole_in_any_order_and_form(
+    parse, section, given, field, value, expected
+):
+    whole, flag = f"--config.{section}={given}", f"--config.{section}.{field}"
+    forms = [[whole, f"{flag}={value}"], [f"{flag}={value}", whole], [whole, flag, value]]
+    configs_ = [parse(*form, card="cifar100_resnet18") for form in forms]
+    assert configs_[0] == configs_[1] == configs_[2]
+    assert configs_[0][section].to_dict() | ast.literal_eval(given) | {field: expected} == (
+        configs_[0][section].to_dict()
+    )
+
+
+def test_flags_without_a_value_refine_a_section_that_is_given_whole(parse):
+    whole = "--config.optimizer={'name': 'sgd', 'nesterov': True}"
+    assert parse("--config.optimizer.nesterov", whole.replace("True", "False")).optimizer.nesterov
+    assert not parse(whole, "--noconfig.optimizer.nesterov").optimizer.nesterov
+
+
+def test_fields_refine_an_entry_of_an_imported_file(parse, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from sdd_jax.models import models\n"
+        "@models.register('test_of_an_imported_file')\n"
+        "def build(*, num_classes, leaves: int = 3): ...\n"
+    )
+    arguments = ["--config.model.leaves=5", "--config.model={'name': 'test_of_an_imported_file'}"]
+    config = parse(*arguments, f"--config.imports={tmp_path / 'mine.py'}")
+    assert config.model.to_dict() == {"name": "test_of_an_imported_file", "leaves": 5}
+
+
+def test_the_last_of_two_whole_sections_and_of_two_values_holds(parse):
+    first, second = (
+        "--config.model={'name': 'mlp', 'width': 7}",
+        "--config.model={'name': 'lenet'}",
+    )
+    assert parse(first, second).model.name == "lenet"
+    config = parse(second, "--config.model.depth=1", first, "--config.model.depth=3")
+    assert (
+        config.model.to_dict() | {"name": "mlp", "width": 7, "depth": 3} == config.model.to_dict()
+    )
+
+
+def test_arguments_of_other_sections_are_left_alone(parse):
+    arguments = ["--config.model={'name': 'mlp'}", "--config.seed", "3", "--config.augment.flip"]
+    arguments += ["--workdir", "x", "--config.optimizer.momentum=0.5"]
+    others = ["--config.seed=3", *arguments[3:]]
+    assert cli.merge_sections(arguments) == [arguments[0], *others]
+    merged = cli.merge_sections([*arguments, "--config.model.depth=1"])
+    assert merged == ["--config.model={'name': 'mlp', 'depth': 1}", *others]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model={'name': 'mlp'}", "model.nope=1"], "config.model.nope: 'mlp' has no such option"),
+        (["model={'name': 'mlp'}", "model.width=wide"], "config.model.width: .*got 'wide'"),
+        (["model={'name': 'nope'}", "model.width=8"], "config.model.name: must be one of .*'nope'"),
+        (
+            ["model={'width': 32}", "model.depth=1"],
+            "config.model.name: .*--config.model.OPTION=VALUE",
+        ),
+        (["model={'width': 32}"], "config.model.name: .*--config.model.OPTION=VALUE"),
+        (["model=resnet50", "model.width=8"], "config.model: must be a dict .*got 'resnet50'"),
+        (["model={'name': ", "model.width=8"], "config.model: must be a dict .*got .{'name': "),
+        (["model.name=resnet50"], "config.model.depth: 'resnet50' has no such option"),
+    ],
+)
+def test_a_section_that_cannot_be_used_is_refused(parse, arguments, message):
+    for order in itertools.permutations(arguments):
+        with pytest.raises(InputError, match=message):
+            parse(*(f"--config.{argument}" for argument in order))
