@@ -4,8 +4,9 @@ The fields at the top are those of :class:`Run`; every section is the signature 
 """
 
 import dataclasses
+import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from annotated_types import Interval
@@ -18,7 +19,7 @@ from sdd_jax.evaluation.checks import checks, default_options
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives, with_sd_dropout
 from sdd_jax.options import Count, Size
-from sdd_jax.runs import read_config, write_config
+from sdd_jax.runs import differing, read_record, write_config
 from sdd_jax.runs.workdir import CONFIG_FILE
 from sdd_jax.training.optimizers import optimizers
 from sdd_jax.training.schedules import schedules
@@ -177,34 +178,63 @@ def _validated_evaluation(values: dict[str, Any], known: Sequence[str]) -> dict[
     return validated
 
 
-def record(workdir: pathlib.Path, config: ConfigDict, *, first_process: bool) -> None:
-    """Records the config of a new run, or checks that the run in the workdir has the same one.
+def record(
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    facts: Mapping[str, Mapping[str, Any]],
+    *,
+    first_process: bool,
+) -> None:
+    """Records a new run, or checks that the run in the workdir is the same one.
+
+    Args:
+      workdir: folder of the run.
+      config: the complete config.
+      facts: ``{section: values}``, what the run depends on beside its config, such as its data. A
+        section that the record lacks (of an earlier version) is not compared.
+      first_process: whether this process writes.
 
     Raises:
-      InputError: the workdir holds a run with another config.
+      InputError: the workdir holds a run with another config or other facts, or checkpoints without a
+        record.
     """
     path = workdir / CONFIG_FILE
     if not path.exists() and not path.is_symlink():
+        if (workdir / "checkpoints").is_dir() and os.listdir(workdir / "checkpoints"):
+            raise InputError(
+                f"{workdir} holds checkpoints, but no {CONFIG_FILE} that says of which run; "
+                "put it back, or choose another workdir",
+                field="--workdir",
+            )
         if first_process:
-            write_config(workdir, config)
+            write_config(workdir, config, facts)
         return
-    different = differences(config, complete_record(read_config(workdir)))
+    recorded = read_record(workdir)
+    theirs = recorded["config"]
+    imports = {"config": {"imports": theirs.get("imports") or ()}}
+    # First of all, for to complete the recorded config executes the files that it imports.
+    _refuse(workdir, "config", differing({"config": {"imports": config.imports}}, imports))
+    _refuse(workdir, "config", differences(config, complete_record(theirs)))
+    known = {section: recorded.get(section, facts[section]) for section in facts}
+    _refuse(workdir, "data set or setting of JAX", differing(facts, known))
+
+
+def _refuse(workdir: pathlib.Path, what: str, different: Sequence[str]) -> None:
     if different:
         raise InputError(
-            f"{workdir} holds a run with another config ({'; '.join(different)}); "
+            f"{workdir} holds a run with another {what} ({'; '.join(different)}); "
             "choose another workdir, or remove it to start over",
             field="--workdir",
         )
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """Differences between two configs, operational fields aside: "FIELD: A now, B in the workdir"."""
-    a, b = _flat(ours), _flat(theirs)
-    return [
-        f"config.{field}: {a.get(field)!r} now, {b.get(field)!r} in the workdir"
-        for field in sorted(a.keys() | b.keys())
-        if not is_operational(field) and a.get(field) != b.get(field)
-    ]
+    """Differences between two configs, see :func:`differing`; operational fields may differ."""
+    return differing(
+        {"config": ours},
+        {"config": theirs},
+        ignored=lambda field: is_operational(field.removeprefix("config.")),
+    )
 
 
 def is_operational(field: str) -> bool:
@@ -233,13 +263,3 @@ def words(
         if len(requested & set(group)) > 1:
             raise InputError(f"must be one of {', '.join(group)}, got {argument!r}", field=field)
     return requested
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat

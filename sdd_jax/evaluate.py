@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-import os
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,10 +17,19 @@ from sdd_jax.evaluation.checks import Check, build, checks
 from sdd_jax.evaluation.plots import pictures
 from sdd_jax.evaluation.report import Report, Section
 from sdd_jax.experiment import load_setup
-from sdd_jax.runs.trained_network import TrainedNetwork, load_trained_network
-from sdd_jax.runs.workdir import read_config, write_text
+from sdd_jax.paths import local_path
+from sdd_jax.runs import (
+    TrainedNetwork,
+    changed_data,
+    load_imports,
+    load_trained_network,
+    read_config,
+    write_text,
+)
 
 ALL = "all"
+
+_logger = logging.getLogger(__name__)
 
 
 def evaluate_workdir(
@@ -30,13 +39,15 @@ def evaluate_workdir(
     compare: Sequence[str] = (),
     checkpoint: str = "latest",
     overrides: Mapping[str, Any] | None = None,
+    output: str | None = None,
+    trust_imports: bool = False,
 ) -> dict[str, float]:
     """Evaluates a checkpoint on the test split.
 
-    Writes ``WORKDIR/eval``: the record of each check (``checks.json``), the metrics of all records
-    (``metrics.json``, null for a value that is not finite), plots and ``report.html``. The results of
-    checks that are not repeated are kept. The runs to compare with are evaluated as well and shown
-    beside the first in its plots and report; nothing is written to their workdirs.
+    Writes to ``WORKDIR/eval``, or to ``output``: the record of each check (``checks.json``), the metrics
+    of all records (``metrics.json``, null for a value that is not finite), plots and ``report.html``.
+    The results of checks that are not repeated are kept. The runs to compare with are evaluated as well
+    and shown beside the first in its plots and report; nothing is written to their workdirs.
 
     Args:
       workdir: folder of the run.
@@ -44,24 +55,31 @@ def evaluate_workdir(
       compare: folders of other runs on the same data set.
       checkpoint: "latest", "best" or a step.
       overrides: other values for fields of the runs' configs, e.g. ``{"eval.ood": ("mnist",)}``.
+      output: folder of the results, in place of ``WORKDIR/eval``.
+      trust_imports: execute the Python files that the configs of the runs and their teachers import.
 
     Returns:
       ``{"step": ..., "eval/accuracy": ..., ...}``, the results of this evaluation of ``workdir``.
 
     Raises:
       InputError: no run, check or checkpoint of that name, an unusable option, a check that applies to
-        no run, or missing data; nothing has been computed.
+        no run, missing data, or a config that imports files; nothing has been computed.
       WriteError: the results cannot be written; the earlier ones are kept.
     """
     # ------------------------------------------------------------------------- runs and checks
     folders = _folders([workdir, *compare])
     first, *others = folders
-    output = folders[first] / "eval"
+    results_folder = _results_folder(folders[first], output)
     fields = {run: "--workdir" if run == first else "--compare" for run in folders}
+    for run in folders if trust_imports else ():
+        load_imports(folders[run], field=fields[run])
     configs = {
         run: _config(folder, overrides or {}, fields[run]) for run, folder in folders.items()
     }
     setups = {run: load_setup(config) for run, config in configs.items()}
+    for run, setup in setups.items():
+        if different := changed_data(folders[run], setup.dataset, field=fields[run]):
+            _logger.warning("%s was trained on other data (%s)", run, "; ".join(different))
     for run in others:
         expected, dataset = setups[first].dataset.name, setups[run].dataset.name
         if dataset != expected:
@@ -74,7 +92,7 @@ def evaluate_workdir(
     for reasons in skipped.values():
         if len(reasons) == len(setups) and list(names) != [ALL]:
             raise InputError(reasons[first], field="--checks")
-    records.read(output)  # reports damaged records now rather than after the evaluation
+    records.read(results_folder)  # reports damaged records now rather than after the evaluation
 
     # ------------------------------------------------------------------------------ evaluation
     trained = {
@@ -121,21 +139,23 @@ def evaluate_workdir(
             check: Section(check, built[check].title, by_run, plots[check], skipped[check])
             for check, by_run in results.items()
         }
-        with records.locked(output):
-            for check, record in records.write(output, step, new, plots).items():
+        with records.locked(results_folder):
+            for check, record in records.write(results_folder, step, new, plots).items():
                 if check not in sections:
-                    sections[check] = _recorded_section(check, record, first, step, output)
+                    sections[check] = _recorded_section(check, record, first, step, results_folder)
             report = Report(facts, [sections[check] for check in sorted(sections)])
-            write_text(output / "report.html", report.html())
+            write_text(results_folder / "report.html", report.html())
         with writing("standard output"):
             print(Report(facts, [sections[check] for check in results]).text())
-            print(f"\nall metrics and plots: {output / 'report.html'}", flush=True)
+            print(f"\nall metrics and plots: {results_folder / 'report.html'}", flush=True)
     return {"step": step} | metrics
 
 
 def _folders(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
     """Folders by name: the last part of the path, or the whole path where two runs share it."""
-    folders = [pathlib.Path(os.path.expanduser(workdir)) for workdir in workdirs]
+    first, *others = workdirs
+    folders = [local_path(first, field="--workdir")]
+    folders += [local_path(workdir, field="--compare") for workdir in others]
     names = [folder.absolute().name for folder in folders]
     by_name = {
         name if names.count(name) == 1 else str(folder): folder
@@ -144,6 +164,15 @@ def _folders(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
     if len(by_name) < len(folders):
         raise InputError(f"must be other runs, got {', '.join(workdirs)}", field="--compare")
     return by_name
+
+
+def _results_folder(workdir: pathlib.Path, output: str | None) -> pathlib.Path:
+    if output:
+        return local_path(output, field="--output")
+    folder = workdir / "eval"
+    if folder.is_symlink():  # not of this run, perhaps not of its author
+        raise InputError(f"{folder} is a link; choose a folder with --output", field="--workdir")
+    return folder
 
 
 def _config(folder: pathlib.Path, overrides: Mapping[str, Any], field: str) -> Any:

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import os
-import pathlib
+import logging
 from typing import Any
 
 import jax
@@ -20,8 +19,9 @@ from sdd_jax.devices import AXIS
 from sdd_jax.dropout import exclusive_masks_fit
 from sdd_jax.errors import InputError, require, within
 from sdd_jax.evaluation import EvaluationSetup
-from sdd_jax.prng import example_keys, stream_key
-from sdd_jax.runs import TrainedNetwork, load_trained_network, read_config
+from sdd_jax.paths import local_path
+from sdd_jax.prng import example_keys, settings, stream_key
+from sdd_jax.runs import TrainedNetwork, changed_data, load_trained_network, read_config
 from sdd_jax.training import durations
 from sdd_jax.training.optimizers import Optimizer, optimizers
 from sdd_jax.training.schedules import schedules
@@ -29,6 +29,8 @@ from sdd_jax.training.state import TrainState, create
 
 PERTURBATION = 0.2  # probability of a black pixel in perturbed inputs (Rota Bulo et al., 2016)
 NUM_SAMPLE_INPUTS = 256
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,13 @@ class Experiment:
             auxiliary=self.objective.auxiliary,
             memory=memory,
         )
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What the run depends on beside its config, in JSON's types: its data and JAX's settings."""
+        facts = {"data": self.setup.dataset.fingerprint(), "jax_settings": settings()}
+        if self.examples is not self.setup.dataset.splits["train"]:
+            facts["inputs"] = self.examples.fingerprint()
+        return facts
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -190,6 +199,10 @@ def load_experiment(config: ConfigDict) -> Experiment:
     with within("config.model"):
         # Traces the network, which raises an InputError if it cannot take these images.
         _ = experiment.abstract_state
+    if config.schedule.name in ("cosine", "step"):  # an option of another may mean something else
+        warmup = to_steps("schedule.warmup", config.schedule.warmup, at_least=0)
+        _warn_of_schedule(config.schedule, warmup=warmup, total_steps=total_steps)
+    _warn_of_empty_masks(experiment)
     return experiment
 
 
@@ -256,6 +269,41 @@ def _check_parts(
     )
 
 
+def _warn_of_schedule(schedule: ConfigDict, *, warmup: int, total_steps: int) -> None:
+    """Warns of a part without effect; not an error, since a recipe is often tried for a few steps."""
+    if warmup >= total_steps:
+        _logger.warning(
+            "config.schedule.warmup: %s is not shorter than the run of %d steps; the learning rate "
+            "never reaches its peak",
+            schedule.warmup,
+            total_steps,
+        )
+    if schedule.name == "step" and not schedule.milestones:
+        _logger.warning("config.schedule.milestones: empty; the learning rate never decays")
+
+
+def _warn_of_empty_masks(experiment: Experiment) -> None:
+    """Warns if the masks of SD-Dropout keep less than one feature on average."""
+    term, setup = experiment.config.sd_dropout, experiment.setup
+    rate = setup.sd_dropout_rate  # 0 if the term has no weight
+    if rate <= 0.5 or term.position:  # spares a trace of the network
+        return
+    features = jax.eval_shape(
+        functools.partial(setup.model.apply, method="features"),
+        experiment.abstract_state.variables,
+        jnp.zeros((1, *setup.dataset.image_shape)),
+    )
+    kept = round(features.size * (1 - rate), 6)
+    if kept < 1:
+        _logger.warning(
+            "config.sd_dropout.%s: keeps %g of %d features on average; the SD-Dropout term is 0 for "
+            "every example whose masks keep none",
+            "random_rate" if term.random_rate else "rate",
+            kept,
+            features.size,
+        )
+
+
 def _training_examples(
     config: ConfigDict, dataset: data.Dataset, objective: objectives.Objective
 ) -> data.Split:
@@ -289,7 +337,7 @@ def _load_teacher(config: ConfigDict, dataset: data.Dataset) -> TrainedNetwork:
     field, workdir = "config.teacher", config.teacher
     if not workdir:
         raise InputError("must be the workdir of a finished run, got ''", field=field)
-    folder = pathlib.Path(os.path.expanduser(workdir))
+    folder = local_path(workdir, field=field)
     teacher = complete_record(read_config(folder, field=field))
     for name, ours in config.dataset.items():
         theirs = teacher.dataset[name]
@@ -298,4 +346,6 @@ def _load_teacher(config: ConfigDict, dataset: data.Dataset) -> TrainedNetwork:
                 f"{workdir} was trained with config.dataset.{name} {theirs!r}, this run has {ours!r}",
                 field=field,
             )
+    if different := changed_data(folder, dataset, field=field):
+        raise InputError(f"must be trained on the same data ({'; '.join(different)})", field=field)
     return load_trained_network(folder, dataset, field=field)

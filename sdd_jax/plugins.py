@@ -27,6 +27,15 @@ def load(modules: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+def not_loaded(modules: Iterable[str]) -> list[str]:
+    """The modules that this process has not loaded yet, so that :func:`load` would execute them."""
+    return [
+        name
+        for name in modules
+        if not (_is_loaded(_absolute(name)) if name.endswith(".py") else name in sys.modules)
+    ]
+
+
 def _load_module(name: str) -> str:
     try:
         importlib.import_module(name)
@@ -36,14 +45,14 @@ def _load_module(name: str) -> str:
 
 
 def _load_file(name: str) -> str:
-    path = os.path.abspath(os.path.expanduser(name))
-    module_name = f"sdd_jax_import:{path}"
-    if module_name in sys.modules:
+    path = _absolute(name)
+    if _is_loaded(path):
         return path
     if not os.path.isfile(path):
         raise InputError(
             f"must be Python files or modules, there is no file {name!r}", field="imports"
         )
+    module_name = f"sdd_jax_import:{path}"
     loader = importlib.machinery.SourceFileLoader(module_name, path)
     spec = importlib.util.spec_from_loader(module_name, loader)
     assert spec is not None  # None only without a loader
@@ -54,6 +63,15 @@ def _load_file(name: str) -> str:
         del sys.modules[module_name]
         raise _failure(name, error) from error
     return path
+
+
+def _absolute(name: str) -> str:
+    return os.path.abspath(os.path.expanduser(name))
+
+
+def _is_loaded(path: str) -> bool:
+    """True for the file of any module: a user's program may have imported it under a name of its own."""
+    return any(getattr(module, "__file__", None) == path for module in list(sys.modules.values()))
 
 
 def _failure(name: str, error: Exception) -> InputError:

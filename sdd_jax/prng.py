@@ -5,6 +5,7 @@ other streams.
 """
 
 import zlib
+from typing import Any
 
 import jax
 
@@ -29,3 +30,9 @@ def example_keys(seed: int, stream: str, step: jax.Array, position: jax.Array) -
 def keys_at(key: jax.Array, position: jax.Array) -> jax.Array:
     """One key per example, ``[B]``, from one key and the examples' indices ``[B]``."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, position)
+
+
+def settings() -> dict[str, Any]:
+    """JAX's settings under which a seed gives the same random numbers, by name."""
+    names = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
+    return {name: getattr(jax.config, name) for name in names}

@@ -18,7 +18,15 @@ from sdd_jax.devices import AXIS, replicate
 from sdd_jax.errors import Failure, writing
 from sdd_jax.evaluation import Evaluator
 from sdd_jax.experiment import Experiment, load_experiment
-from sdd_jax.runs import Checkpoints, MetricsLog, open_workdir, read_metrics
+from sdd_jax.paths import local_path
+from sdd_jax.runs import (
+    Checkpoints,
+    MetricsLog,
+    SameFolder,
+    load_imports,
+    open_workdir,
+    read_metrics,
+)
 from sdd_jax.training.state import TrainState
 from sdd_jax.training.step import compile_train_call, train_step
 
@@ -35,7 +43,9 @@ class Interrupted(Exception):
     """SIGTERM or Ctrl-C stopped the run after its state was saved."""
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str, *, trust_imports: bool = False
+) -> dict[str, float]:
     """Trains a network, or resumes the run in ``workdir``.
 
     The rule for resuming, in order:
@@ -50,6 +60,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     Args:
       config: see :func:`sdd_jax.config.default`.
       workdir: folder of the run; created if necessary.
+      trust_imports: execute the Python files that the config of the teacher imports.
 
     Returns:
       The last evaluation, ``{"eval/accuracy": ..., ...}``.
@@ -60,9 +71,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
       WriteError: the run cannot write, for example on a full disk; checkpoints are kept.
       Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
+    local_path(workdir, field="--workdir")  # refuses a remote folder before the data are loaded
+    if trust_imports and config.teacher:
+        load_imports(local_path(config.teacher, field="config.teacher"), field="config.teacher")
     experiment = load_experiment(config)
     with open_workdir(workdir) as folder:
-        configs.record(folder, experiment.config, first_process=jax.process_index() == 0)
+        first_process = jax.process_index() == 0
+        configs.record(folder, experiment.config, experiment.facts(), first_process=first_process)
         return _train(experiment, folder)
 
 
@@ -92,7 +107,7 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
     resident, constants = replicate((engine.resident, experiment.constants()))
 
     # ------------------------------------------------------------------------------------ loop
-    interval = _Interval(start, config.batch_size)
+    interval, place = _Interval(start, config.batch_size), SameFolder(folder)
     with contextlib.ExitStack() as stack:
         for part in (engine, log, checkpoints):
             stack.callback(part.close)
@@ -127,16 +142,19 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
             logging = step // experiment.log_every > interval.start // experiment.log_every
             evaluating = bool(_evaluations(experiment, step))
             if saving or logging or evaluating:
-                values = interval.finish()
+                skipped = engine.skipped(interval.start, step)
+                values = interval.finish() | ({"train/skipped": skipped} if skipped else {})
                 values["train/learning_rate"] = float(np.asarray(experiment.schedule(step - 1)))
                 if saving or evaluating:
                     _check_finite(state, step)
                 # When stopping, skip the evaluation; it runs on resume.
                 stopping = stopping or not evaluate(step, values)
+                place.check()
                 log.write(step, values)
                 if saving or stopping:
                     accuracy = values.get("validation/accuracy")
                     checkpoints.save(step, state, validation_accuracy=accuracy)
+                    place.check()  # Orbax would create the folder again
                 interval.resume_clock()
         if stopping:
             raise Interrupted(

@@ -1,9 +1,12 @@
 """Plugins: Python files that register entries and are recorded with the run."""
 
+import importlib
 import json
+import sys
 
 import pytest
 
+from sdd_jax import plugins
 from sdd_jax.errors import InputError
 from sdd_jax.evaluate import evaluate_workdir
 from sdd_jax.train import train_and_evaluate
@@ -48,7 +51,7 @@ def test_a_plugin_trains_and_is_loaded_by_the_evaluation(tmp_path, tiny_config, 
     tiny_config.model = {"name": "net_in_test", "width": 24}
     result = train_and_evaluate(tiny_config, "run")
     monkeypatch.chdir(tmp_path.parent)
-    evaluated = evaluate_workdir(str(tmp_path / "run"))
+    evaluated = evaluate_workdir(str(tmp_path / "run"))  # this process has loaded the file
     assert evaluated["eval/accuracy"] == result["eval/accuracy"] > 0.3
     record = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert record["imports"] == [str(tmp_path / "mine.py")]
@@ -81,3 +84,14 @@ def test_a_missing_or_failing_plugin_is_refused(
     with pytest.raises(InputError, match=message):
         train_and_evaluate(tiny_config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_a_program_has_imported_under_its_own_name_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "my_module_in_test.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = str(tmp_path / "my_module_in_test.py")
+    assert plugins.not_loaded([path, "my_module_in_test", "json"]) == [path, "my_module_in_test"]
+    importlib.import_module("my_module_in_test")
+    assert plugins.not_loaded([path, "my_module_in_test", "json"]) == []
+    plugins.load([path])
+    assert f"sdd_jax_import:{path}" not in sys.modules  # it would register its entries twice

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from sdd_jax import config as configs
+from sdd_jax.cli import merge_sections
 from sdd_jax.data.engines import engines
 from sdd_jax.evaluation.checks import checks
 from sdd_jax.models import build, models
@@ -57,13 +58,22 @@ COMMANDS = [*commands(), *options()]
 
 def parse(monkeypatch, command):
     """Parses a command as the programs do, and completes its config."""
-    program, *args = command
+    program, *args = merge_sections(command)
     values = flags.FlagValues()
-    for name in ("workdir", "coordinator_address", "checkpoint", "num_processes", "process_id"):
+    texts = (
+        "workdir",
+        "output",
+        "coordinator_address",
+        "checkpoint",
+        "num_processes",
+        "process_id",
+    )
+    for name in texts:
         flags.DEFINE_string(name, None, "", flag_values=values)
     flags.DEFINE_list("checks", [], "", flag_values=values)
     flags.DEFINE_list("compare", [], "", flag_values=values)
-    flags.DEFINE_bool("distributed", False, "", flag_values=values)
+    for name in ("distributed", "trust_imports"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
     if program == "train.py":
         cards = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
         card = ["configs/digits.py", *cards][-1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -325,3 +326,137 @@ def test_an_unknown_check_is_refused(finished):
         InputError, match="--checks: must be one of accuracy, adversarial, .*got 'nope'"
     ):
         evaluate_workdir(str(finished[1]), ["nope"])
+
+
+# ------------------------------------------------------------------- data that change meanwhile
+
+
+def arrays(num_classes=3, seed=0, images=96):
+    rng = np.random.default_rng(seed)
+    splits = {"train": images, "test": 24}
+    pixels = {
+        f"{split}_images": rng.integers(0, 256, (n, 6, 6), np.uint8) for split, n in splits.items()
+    }
+    return pixels | {f"{split}_labels": np.arange(n) % num_classes for split, n in splits.items()}
+
+
+def one_pixel(changed):
+    changed["train_images"][5, 2, 2] ^= 1
+    return changed
+
+
+def one_label(changed):
+    changed["test_labels"][0] = 1
+    return changed
+
+
+CHANGES = {
+    "a class more": (arrays(num_classes=4), "data.classes: 4 now, 3 in the workdir"),
+    "more images": (arrays(images=120), "data.train.examples: 120 now, 96 in the workdir"),
+    "other pixels": (arrays(seed=1), "data.train.images: "),
+    "one pixel": (one_pixel(arrays()), "data.train.images: "),
+    "one label": (one_label(arrays()), "data.test.labels: "),
+}
+
+
+@pytest.fixture(scope="module")
+def on_arrays(tmp_path_factory):
+    """Config and folder of a run with PS-KD, which has a memory of all images, on a file of arrays."""
+    from sdd_jax import config as configs
+    from sdd_jax.models import models
+    from sdd_jax.objectives import objectives
+
+    folder = tmp_path_factory.mktemp("on_arrays")
+    np.savez(folder / "data.npz", **arrays())
+    config = configs.default()
+    config.dataset.name = f"npz:{folder / 'data.npz'}"
+    config.model = models.options("mlp", width=8, depth=1, dropout_rate=0.1)
+    config.objective = objectives.options("ps_kd")
+    config.batch_size, config.duration = 24, "8 steps"
+    train.train_and_evaluate(config, str(folder / "run"))
+    return config, folder
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_does_not_resume_on_other_data(on_arrays, tmp_path, change):
+    config, folder = on_arrays
+    content = (folder / "data.npz").read_bytes()
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "8")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    changed, message = CHANGES[change]
+    try:
+        np.savez(folder / "data.npz", **changed)
+        with pytest.raises(InputError, match=f"another data set or setting of JAX .*{message}"):
+            train.train_and_evaluate(config, str(run))
+    finally:
+        (folder / "data.npz").write_bytes(content)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "lock"} == {
+        p: text for p, text in before.items() if p.name != "lock"
+    }
+    assert train.train_and_evaluate(config, str(run)) == train.train_and_evaluate(
+        config, str(folder / "run")
+    )
+
+
+def test_unlabelled_inputs_are_recorded_as_well(on_arrays, tmp_path):
+    config, folder = on_arrays
+    config = config.copy_and_resolve_references()
+    np.savez(tmp_path / "more.npz", **arrays(seed=2))
+    config.inputs = f"unlabelled:npz:{tmp_path / 'more.npz'}"
+    config.objective = {"name": "distill"}
+    config.teacher = str(folder / "run")
+    config.sd_dropout.weight = 0.0
+    train.train_and_evaluate(config, str(tmp_path / "student"))
+    np.savez(tmp_path / "more.npz", **arrays(seed=3))
+    with pytest.raises(InputError, match="another data set .*inputs.images: "):
+        train.train_and_evaluate(config, str(tmp_path / "student"))
+
+
+def test_a_teacher_of_other_data_is_refused(on_arrays, tmp_path):
+    config, folder = on_arrays
+    teacher = shutil.copytree(folder / "run", tmp_path / "teacher")
+    record = json.loads((teacher / "config.json").read_text())
+    record["data"]["train"]["images"] += 1
+    (teacher / "config.json").write_text(json.dumps(record))
+    config = config.copy_and_resolve_references()
+    config.objective = {"name": "distill"}
+    config.teacher = str(teacher)
+    with pytest.raises(
+        InputError, match="config.teacher: must be trained on the same data .data.train"
+    ):
+        train.train_and_evaluate(config, str(tmp_path / "student"))
+
+
+def test_a_teacher_that_imports_files_needs_trust(on_arrays, tmp_path):
+    config, folder = on_arrays
+    (tmp_path / "harmful.py").write_text(
+        f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()"
+    )
+    teacher = shutil.copytree(folder / "run", tmp_path / "teacher")
+    record = json.loads((teacher / "config.json").read_text())
+    record["config"]["imports"] = [str(tmp_path / "harmful.py")]
+    (teacher / "config.json").write_text(json.dumps(record))
+    config = config.copy_and_resolve_references()
+    config.objective = {"name": "distill"}
+    config.teacher, config.sd_dropout.weight = str(teacher), 0.0
+    with pytest.raises(InputError, match="config.teacher: .*harmful.py, .* --trust_imports"):
+        train.train_and_evaluate(config, str(tmp_path / "student"))
+    assert not (tmp_path / "executed").exists()
+    train.train_and_evaluate(config, str(tmp_path / "student"), trust_imports=True)
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("field", ["teacher", "dataset.data_dir", "dataset.name"])
+def test_remote_paths_in_a_config_are_refused(tiny_config, tmp_path, field):
+    path = "npz:s3://bucket/file.npz" if field == "dataset.name" else "gs://bucket/folder"
+    tiny_config.update_from_flattened_dict({field: path})
+    if field == "teacher":
+        tiny_config.objective = {"name": "distill"}
+    if field == "dataset.data_dir":
+        tiny_config.dataset.name = "npz:file.npz"
+    with pytest.raises(
+        InputError, match=f"config.{field}: must be on a local or mounted disk, got "
+    ):
+        train.train_and_evaluate(tiny_config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from typing import Any
 from sdd_jax.errors import InputError, writing
 from sdd_jax.evaluation.plots import Picture
 from sdd_jax.evaluation.results import CheckResult, Headline, Table
-from sdd_jax.runs.workdir import write_bytes, write_text
+from sdd_jax.runs.workdir import open_lock, remove_partial_files, write_bytes, write_text
 
 try:
     import fcntl
@@ -74,7 +74,12 @@ class CheckRecord:
     def pictures(self, folder: pathlib.Path) -> list[Picture]:
         """Reads the plots; those whose files were removed are left out."""
         files = {plot: folder / f"{plot[0]}.png" for plot in self.plots}
-        return [Picture(*plot, file.read_bytes()) for plot, file in files.items() if file.is_file()]
+        return [
+            Picture(*plot, file.read_bytes())
+            for plot, file in files.items()
+            if file.is_file()
+            and not file.is_symlink()  # a report shows files of its own folder only
+        ]
 
 
 def record(
@@ -96,9 +101,8 @@ def record(
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Creates the folder and holds its lock, so that evaluations write one after the other."""
     with writing(folder):
-        folder.mkdir(exist_ok=True)
-        file = (folder / ".lock").open("a")
-    with file:
+        folder.mkdir(parents=True, exist_ok=True)
+    with open_lock(folder / ".lock") as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -108,6 +112,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
                 folder,
                 error.strerror,
             )
+        remove_partial_files(folder)
         yield
 
 

@@ -2,11 +2,15 @@
 
 from sdd_jax.runs.checkpoints import Checkpoints
 from sdd_jax.runs.metrics_log import MetricsLog
-from sdd_jax.runs.trained_network import TrainedNetwork, load_trained_network
+from sdd_jax.runs.trained_network import TrainedNetwork, changed_data, load_trained_network
 from sdd_jax.runs.workdir import (
+    SameFolder,
+    differing,
+    load_imports,
     open_workdir,
     read_config,
     read_metrics,
+    read_record,
     write_config,
     write_text,
 )
@@ -14,11 +18,16 @@ from sdd_jax.runs.workdir import (
 __all__ = [
     "Checkpoints",
     "MetricsLog",
+    "SameFolder",
     "TrainedNetwork",
+    "changed_data",
+    "differing",
+    "load_imports",
     "load_trained_network",
     "open_workdir",
     "read_config",
     "read_metrics",
+    "read_record",
     "write_config",
     "write_text",
 ]

@@ -7,7 +7,12 @@ the saved ones count as damaged.
 
 import contextlib
 import dataclasses
+import errno
+import functools
+import itertools
+import json
 import logging
+import os
 import pathlib
 import re
 import zlib
@@ -19,10 +24,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from sdd_jax.errors import InputError, WriteError
+from sdd_jax.errors import InputError, WriteError, writing
 from sdd_jax.runs.workdir import read_metrics
 
 _logger = logging.getLogger(__name__)
+# A file is not there, which is damage. Orbax sets no error number, and may mean anything.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, None)
 _OPTIMIZED_NETWORK = re.compile(r"(opt_state/.*?)/params/")
 
 
@@ -39,44 +46,65 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 3, read_only: bool = False):
-        self._directory = (workdir / "checkpoints").absolute()
-        self._damaged = (workdir / "damaged").absolute()
-        self._read_only = read_only
-        self._accuracies: dict[int, float] = {}
-        with _writing(self._directory):
-            if not read_only:  # if this path is a file, Orbax fails only at the first save
+        self._workdir = workdir.absolute()
+        self._directory = self._workdir / "checkpoints"
+        self._keep, self._read_only = keep, read_only
+        self._accuracies: dict[int, float | None] = {}
+        if not read_only:
+            with writing(
+                self._directory
+            ):  # if this path is a file, Orbax fails only at the first save
                 self._directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(
-                self._directory,
-                options=ocp.CheckpointManagerOptions(
-                    create=not read_only,
-                    read_only=read_only,
-                    cleanup_tmp_directories=not read_only,
-                    # Synchronous: a kill during a background save would also lose the steps taken
-                    # meanwhile, and errors of background threads end in tracebacks.
-                    enable_async_checkpointing=False,
-                    preservation_policy=_LatestAndBest(keep, self.best_step),
-                ),
-                item_names=("state", "record"),
-            )
-        logged = {line["step"]: line.get("validation/accuracy") for line in read_metrics(workdir)}
-        for step in self._manager.all_steps():
-            try:
-                accuracy = self._record(step)["validation_accuracy"]
-            except Exception:  # damaged; restore reports it
-                continue
-            # A stopped run saves before its last evaluation, which is logged on resume.
-            self.note_accuracy(step, logged.get(step) if accuracy is None else accuracy)
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Writes and deletes. Reading goes by path: a scan of Orbax's fails beside a run that saves."""
+        return ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True,
+                # Synchronous: a kill during a background save would also lose the steps taken
+                # meanwhile, and errors of background threads end in tracebacks.
+                enable_async_checkpointing=False,
+                preservation_policy=_LatestAndBest(self._keep, self.best_step),
+            ),
+            item_names=("state", "record"),
+        )
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints in increasing order; an unfinished one has a longer name.
+
+        Raises:
+          InputError: the folder cannot be read.
+        """
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(f"{self._directory} cannot be read: {error.strerror}") from error
+        return sorted({int(name) for name in names if _is_number(name)})
 
     def best_step(self) -> int | None:
-        """The step with the highest validation accuracy, the latest of equals; None if none is known."""
-        ranked = [(accuracy, step) for step, accuracy in self._accuracies.items()]
+        """The step with the highest validation accuracy, the latest of equals; None if none is known.
+
+        Raises:
+          InputError: a record cannot be read at the moment.
+        """
+        if unknown := set(self.steps()) - self._accuracies.keys():
+            logged = {x["step"]: x.get("validation/accuracy") for x in read_metrics(self._workdir)}
+            for step in unknown:
+                accuracy = self._recorded_accuracy(step)
+                # A stopped run saves before its last evaluation, which is logged on resume.
+                self.note_accuracy(step, logged.get(step) if accuracy is None else accuracy)
+        ranked = [
+            (accuracy, step) for step, accuracy in self._accuracies.items() if accuracy is not None
+        ]
         return max(ranked)[1] if ranked else None
 
     def note_accuracy(self, step: int, accuracy: float | None) -> None:
-        """Records the validation accuracy of a step, if it is known."""
-        if accuracy is not None:
-            self._accuracies[step] = accuracy
+        """Records the validation accuracy of a step, None if it is not known."""
+        self._accuracies[step] = accuracy
 
     def save(self, step: int, state: Any, *, validation_accuracy: float | None = None) -> None:
         """Saves ``state`` and returns when it is on disk; an existing step is left as it is.
@@ -84,13 +112,14 @@ class Checkpoints:
         Raises:
           WriteError: the checkpoint cannot be written; earlier checkpoints are intact.
         """
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
         state = jax.device_get(state)
         record = {
             "checksums": {jax.tree_util.keystr(path): _checksum(x) for path, x in _leaves(state)},
             "validation_accuracy": validation_accuracy,
         }
+        self.best_step()  # before this step, whose files are not there yet
         self.note_accuracy(step, validation_accuracy)
         items = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record)}
         with _writing(self._directory / str(step)):
@@ -105,13 +134,16 @@ class Checkpoints:
           which: "latest", "best" (on the validation split) or a step.
 
         Returns:
-          The state, or None if there is no checkpoint. If the latest checkpoint is damaged, it is moved
-          to the folder ``damaged`` with a warning, and the one before is restored.
+          The state, or None if there is no checkpoint. If the latest checkpoint is damaged, the one
+          before is restored with a warning, and the damaged one is moved to the folder ``damaged``.
 
         Raises:
-          InputError: there are checkpoints, but not this one, or none of them can be read.
+          InputError: there are checkpoints, but not this one, or all of them are damaged; the files
+            cannot be read at the moment; or the checkpoint is of another network. Nothing is moved.
         """
-        return self._first_readable(lambda step: _fill(like, self._arrays(step)), which)
+        return self._first_readable(
+            lambda step: self._filled(like, step, self._arrays(step)), which
+        )
 
     def restore_variables(
         self, like: dict[str, Any], *, which: str = "latest"
@@ -135,55 +167,108 @@ class Checkpoints:
             averaged = any(path.startswith("ema/") for path in saved)
             name = {"params": "ema"} if averaged else {}
             return step, {
-                part: _fill(tree, saved, f"{name.get(part, part)}/") for part, tree in like.items()
+                part: self._filled(tree, step, saved, f"{name.get(part, part)}/")
+                for part, tree in like.items()
             }
 
         return self._first_readable(read, which)
 
     def close(self) -> None:
         """Releases Orbax's resources."""
-        with contextlib.suppress(WriteError), _writing(self._directory):  # reported by save
-            self._manager.close()
+        if "_manager" in self.__dict__:
+            with contextlib.suppress(WriteError), _writing(self._directory):  # reported by save
+                self._manager.close()
+
+    # ---------------------------------------------------------------------------------- reading
 
     def _first_readable(self, read: Callable[[int], Any], which: str) -> Any | None:
-        steps = sorted(self._manager.all_steps())
+        steps = self.steps()
         if not steps:
+            self._require_nothing_damaged()
             return None
-        if which != "latest":
-            step = self.best_step() if which == "best" else int(which) if which.isdigit() else None
-            if step not in steps:
-                raise InputError(
-                    f"must be latest, best (after training with a validation split) or one of "
-                    f"{', '.join(map(str, steps))}, got {which!r}",
-                    field="--checkpoint",
-                )
-            steps = [step]
-        for step in reversed(steps):
+        damaged = []
+        for step in self._candidates(steps, which):
             try:
-                return read(step)
+                result = read(step)
+            except (InputError, MemoryError):
+                raise
             except Exception as error:  # readers of damaged files raise anything
-                if which == "latest" and self._overtaken(steps[-1]):
+                if self._read_only and self.steps() != steps:
+                    # The run, still training, has saved a newer checkpoint and deleted this one.
                     return self._first_readable(read, which)
+                self._require_readable_files(step, error)
                 reason = str(error).partition("\n")[0][:200]
                 _logger.warning(
                     "checkpoint %s/%d is damaged (%s: %s); falling back to the one before",
                     self._directory, step, type(error).__name__, reason,
                 )  # fmt: skip
+                damaged.append(step)
+            else:
                 if not self._read_only:
-                    self._set_aside(step)
-        raise InputError(f"{self._directory}: no checkpoint can be read, of steps {steps}")
+                    self._set_aside(damaged)
+                return result
+        raise InputError(
+            f"{self._directory}: no checkpoint can be read, of steps {steps}; put back a copy of one, "
+            "or choose another workdir"
+        )
 
-    def _overtaken(self, step: int) -> bool:
-        """True if the run, still training, has saved newer checkpoints and deleted older ones."""
-        if not self._read_only:
-            return False
-        self._manager.reload()
-        return (self._manager.latest_step() or 0) > step
+    def _candidates(self, steps: list[int], which: str) -> list[int]:
+        """The steps to try, in this order."""
+        if which == "latest":
+            return steps[::-1]
+        step = self.best_step() if which == "best" else int(which) if _is_number(which) else None
+        if step is None or step not in steps:
+            raise InputError(
+                f"must be latest, best (after training with a validation split) or one of "
+                f"{', '.join(map(str, steps))}, got {which!r}",
+                field="--checkpoint",
+            )
+        return [step]
+
+    def _require_nothing_damaged(self) -> None:
+        """Raises an InputError if the folder ``damaged`` holds all that is left of a run."""
+        damaged = self._workdir / "damaged"
+        if damaged.is_dir() and os.listdir(damaged):
+            raise InputError(
+                f"{self._workdir} has no checkpoint but those in {damaged}; put back a copy of one, or "
+                "choose another workdir"
+            )
+
+    def _require_readable_files(self, step: int, error: Exception) -> None:
+        """Raises an InputError if the system cannot read the files: that says nothing about them."""
+        try:
+            if isinstance(error, OSError) and error.errno not in _ABSENT:
+                raise error
+            for folder, _, names in os.walk(self._directory / str(step), onerror=_raise):
+                for name in names:
+                    with open(os.path.join(folder, name), "rb") as file:
+                        while file.read(2**20):
+                            pass
+        except OSError as failure:
+            if failure.errno not in _ABSENT:
+                raise InputError(
+                    f"checkpoint {self._directory}/{step} cannot be read at the moment "
+                    f"({failure.strerror or failure}); it stays where it is"
+                ) from failure
+
+    def _recorded_accuracy(self, step: int) -> float | None:
+        try:
+            return self._record(step)["validation_accuracy"]
+        except Exception as error:  # damaged; restore reports it
+            self._require_readable_files(step, error)
+            return None
+
+    def _record(self, step: int) -> dict[str, Any]:
+        path = self._directory / str(step) / "record" / "metadata"
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def _arrays(self, step: int) -> dict[str, np.ndarray]:
         """The saved arrays by path, compared with their checksums."""
         checksums = self._record(step)["checksums"]
-        tree = self._read(step, state=ocp.args.StandardRestore())["state"]
+        checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        tree = checkpointer.restore(
+            self._directory / str(step) / "state", args=ocp.args.StandardRestore()
+        )
         arrays = {_path(keys): np.asarray(x) for keys, x in _leaves(tree)}
         if {path: _checksum(x) for path, x in arrays.items()} != {
             _path(name): value for name, value in checksums.items()
@@ -191,19 +276,40 @@ class Checkpoints:
             raise ValueError("the arrays are not those that were saved")
         return arrays
 
-    def _record(self, step: int) -> dict[str, Any]:
-        return self._read(step, record=ocp.args.JsonRestore())["record"]
+    def _filled(self, like: Any, step: int, saved: dict[str, np.ndarray], prefix: str = "") -> Any:
+        """The tree ``like`` with the saved arrays whose paths begin with ``prefix``.
 
-    def _read(self, step: int, **items: Any) -> Any:
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
+        Raises:
+          InputError: the paths, shapes or dtypes differ.
+        """
+        leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+        paths = [prefix + _path(keys) for keys, _ in leaves]
+        if not any(_OPTIMIZED_NETWORK.match(path) for path in saved):
+            # Version 0.1: without an auxiliary network, the optimizer saw the parameters alone.
+            paths = [_OPTIMIZED_NETWORK.sub(r"\1/", path) for path in paths]
+        ours = {path: _kind(leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)}
+        theirs = {path: _kind(x) for path, x in saved.items() if path.startswith(prefix)}
+        if ours != theirs:
+            path = min(path for path, _ in ours.items() ^ theirs.items())
+            raise InputError(
+                f"checkpoint {self._directory}/{step} is of another network: {path} is "
+                f"{theirs.get(path, 'absent')} there and {ours.get(path, 'absent')} by this config"
+            )
+        return jax.tree.unflatten(structure, [saved[path] for path in paths])
 
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            self._damaged.mkdir(exist_ok=True)
-            number = len(list(self._damaged.iterdir()))
-            (self._directory / str(step)).rename(self._damaged / f"{step}-{number}")
-        self._accuracies.pop(step, None)
-        self._manager.reload()
+    def _set_aside(self, damaged: list[int]) -> None:
+        """Moves checkpoints to the folder ``damaged``, so that their steps can be saved again."""
+        for step in damaged:
+            self._accuracies.pop(step, None)
+            if jax.process_index() == 0:
+                folder = self._workdir / "damaged"
+                with writing(folder):
+                    folder.mkdir(exist_ok=True)
+                    taken = os.listdir(folder)
+                    number = next(n for n in itertools.count() if f"{step}-{n}" not in taken)
+                    (self._directory / str(step)).rename(folder / f"{step}-{number}")
+        if "_manager" in self.__dict__:
+            self._manager.reload()
 
 
 @dataclasses.dataclass
@@ -233,23 +339,16 @@ def _checksum(array: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(array).tobytes())
 
 
-def _fill(like: Any, saved: dict[str, np.ndarray], prefix: str = "") -> Any:
-    """The tree ``like`` with the saved arrays whose paths begin with ``prefix``.
+def _kind(array: Any) -> str:
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
 
-    Raises:
-      ValueError: the paths, shapes or dtypes differ.
-    """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    paths = [prefix + _path(keys) for keys, _ in leaves]
-    if not any(_OPTIMIZED_NETWORK.match(path) for path in saved):
-        # Version 0.1: without an auxiliary network, the optimizer saw the network's parameters alone.
-        paths = [_OPTIMIZED_NETWORK.sub(r"\1/", path) for path in paths]
-    if {path for path in saved if path.startswith(prefix)} != set(paths) or any(
-        (saved[path].shape, saved[path].dtype) != (leaf.shape, leaf.dtype)
-        for path, (_, leaf) in zip(paths, leaves, strict=True)
-    ):
-        raise ValueError("the arrays are not those of this network")
-    return jax.tree.unflatten(structure, [saved[path] for path in paths])
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch("[0-9]+", text) is not None
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 @contextlib.contextmanager

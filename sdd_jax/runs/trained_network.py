@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -10,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sdd_jax import models, plugins
+from sdd_jax import models
 from sdd_jax.data import Dataset
 from sdd_jax.devices import AXIS
 from sdd_jax.errors import InputError
+from sdd_jax.paths import local_path
 from sdd_jax.runs.checkpoints import Checkpoints
-from sdd_jax.runs.workdir import read_config
+from sdd_jax.runs.workdir import differing, read_config, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,11 @@ def load_trained_network(
       field: the input that names the folder, for messages.
 
     Raises:
-      InputError: there is no run, no such checkpoint, or none that can be read.
+      InputError: there is no run, no such checkpoint, or none that can be read; or the run's config
+        imports files that have not been loaded, see :func:`sdd_jax.runs.load_imports`.
     """
-    folder = pathlib.Path(os.path.expanduser(workdir))
+    folder = local_path(workdir, field=field)
     config = read_config(folder, field=field)
-    plugins.load(config.get("imports") or ())
     model = models.build(config.model.to_dict(), num_classes=dataset.num_classes, axis_name=AXIS)
     abstract = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
@@ -73,3 +73,24 @@ def load_trained_network(
         raise InputError(f"{folder} holds no checkpoint", field=field)
     step, variables = restored
     return TrainedNetwork(config, model, step, variables)
+
+
+def changed_data(
+    workdir: str | os.PathLike, dataset: Dataset, *, field: str = "--workdir"
+) -> list[str]:
+    """Differences between a data set and the one that a run was trained on.
+
+    Args:
+      workdir: folder of the run.
+      dataset: the data set, loaded with the options of the run.
+      field: the input that names the folder, for messages.
+
+    Returns:
+      "data.FIELD: A now, B in the workdir"; empty also for a run of version 0.1, without this record.
+
+    Raises:
+      InputError: there is no record, or it cannot be read.
+    """
+    ours = {"data": dataset.fingerprint()}
+    recorded = read_record(local_path(workdir, field=field), field=field)
+    return differing(ours, {"data": recorded.get("data", ours["data"])})

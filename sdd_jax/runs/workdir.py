@@ -1,4 +1,8 @@
-"""The folder of a run: its config record, its log and its lock."""
+"""The folder of a run: the record of its config, its log and its lock.
+
+A workdir may come from someone else. What is read from it is data: the Python files that its config
+names are executed by :func:`load_imports` only. Files are written in place of links, not through them.
+"""
 
 import contextlib
 import errno
@@ -8,13 +12,17 @@ import logging
 import os
 import pathlib
 import platform
+import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
 
 import jax
 from ml_collections import ConfigDict
 
-from sdd_jax.errors import InputError, writing
+from sdd_jax import plugins
+from sdd_jax.errors import InputError, WriteError, within, writing
+from sdd_jax.paths import local_path
 
 try:
     import fcntl
@@ -23,6 +31,7 @@ except ImportError:  # Windows has no flock, so a second run is not refused ther
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
+PARTIAL = ".sdd_jax-partial"  # end of the name of a file that is being written
 PACKAGES = ("sdd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 _logger = logging.getLogger(__name__)
@@ -33,9 +42,9 @@ def open_workdir(path: str) -> Iterator[pathlib.Path]:
     """Creates the folder if necessary and locks it for this run.
 
     Raises:
-      InputError: the folder is not writable, or another process trains in it.
+      InputError: the folder is remote or not writable, or another process trains in it.
     """
-    workdir = pathlib.Path(os.path.expanduser(path)).absolute()
+    workdir = local_path(path, field="--workdir").absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable-{os.getpid()}"
@@ -57,10 +66,8 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
     if fcntl is None or jax.process_index() != 0:
         yield
         return
-    path = workdir / "lock"
     with contextlib.ExitStack() as stack:
-        with writing(path):
-            file = stack.enter_context(path.open("a"))
+        file = stack.enter_context(open_lock(workdir / "lock"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -73,7 +80,45 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
                 workdir,
                 error.strerror,
             )
+        remove_partial_files(workdir)
         yield
+
+
+def open_lock(path: pathlib.Path) -> IO[str]:
+    """Opens a lock file, which is created if necessary; a link is not followed.
+
+    Raises:
+      WriteError: it cannot be opened.
+    """
+    with writing(path):
+        return open(path, "a", opener=_not_following)
+
+
+class SameFolder:
+    """Notices that a folder has been moved, removed or replaced since this object was created.
+
+    Args:
+      path: the folder.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._identity = path, _identity(path)
+
+    def check(self) -> None:
+        """Raises a WriteError if another folder, or none, has the path now."""
+        if _identity(self._path) != self._identity:
+            raise WriteError(
+                f"{self._path} was moved or removed while the run trained in it; if it was moved, "
+                "--workdir=ITS_NEW_PATH resumes it"
+            )
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -84,20 +129,45 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Replaces a file atomically: a reader sees the old content or all of the new one.
 
+    The new content is written to a new file beside it. A link is replaced, its target stays as it is.
+
     Raises:
       WriteError: the file cannot be written; the old content is still there.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     with writing(path):
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        try:
+            with open(partial, "xb", opener=_not_following) as file:
+                file.write(content)
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes ``config.json``: the config, the versions, the commit and the devices of the run."""
+def _not_following(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def remove_partial_files(folder: pathlib.Path) -> None:
+    """Removes what :func:`write_bytes` left when it was killed; call it with the folder locked."""
+    for partial in folder.glob(f".*{PARTIAL}"):
+        with writing(partial):
+            partial.unlink(missing_ok=True)
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict, facts: Mapping[str, Any]) -> None:
+    """Writes ``config.json``: the config and facts, the versions, the commit and the devices of the run.
+
+    Args:
+      workdir: folder of the run.
+      config: the complete config.
+      facts: sections that a resumed run must agree with, see :func:`sdd_jax.config.record`.
+    """
     devices = jax.devices()
     record = {
         "config": config.to_dict(),
+        **facts,
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "commit": source_commit(),
@@ -106,8 +176,8 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     write_text(workdir / CONFIG_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def read_config(workdir: pathlib.Path, *, field: str = "--workdir") -> ConfigDict:
-    """Reads the config of the run in a workdir, as it was recorded.
+def read_record(workdir: pathlib.Path, *, field: str = "--workdir") -> dict[str, Any]:
+    """Reads ``config.json``; its section ``config`` is a :class:`ConfigDict`.
 
     Args:
       workdir: folder of the run.
@@ -118,11 +188,92 @@ def read_config(workdir: pathlib.Path, *, field: str = "--workdir") -> ConfigDic
     """
     path = workdir / CONFIG_FILE
     try:
-        return ConfigDict(json.loads(path.read_text(encoding="utf-8"))["config"])
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record | {"config": ConfigDict(record["config"])}
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"must hold a run, there is no {path}", field=field) from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}", field=field) from error
+
+
+def read_config(workdir: pathlib.Path, *, field: str = "--workdir") -> ConfigDict:
+    """Reads the config of the run in a workdir, as it was recorded.
+
+    Args:
+      workdir: folder of the run.
+      field: the input that names the folder, for messages.
+
+    Raises:
+      InputError: as :func:`read_record`; or the config imports a Python file or module that has not been
+        loaded: to build the run's network would execute it, see :func:`load_imports`.
+    """
+    config = read_record(workdir, field=field)["config"]
+    if unknown := plugins.not_loaded(_imports(config)):
+        raise InputError(
+            f"{workdir} imports {', '.join(unknown)}, which would be executed; allow it with "
+            "--trust_imports if you trust the author",
+            field=field,
+        )
+    return config
+
+
+def load_imports(workdir: pathlib.Path, *, field: str = "--workdir") -> None:
+    """Executes the Python files that the config of a run and those of its teachers import.
+
+    Args:
+      workdir: folder of a run whose author you trust.
+      field: the input that names the folder, for messages.
+
+    Raises:
+      InputError: as :func:`read_record`; or a file is not there, or raises.
+    """
+    seen: set[str] = set()
+    while str(workdir) not in seen:
+        seen.add(str(workdir))
+        config = read_record(workdir, field=field)["config"]
+        with within(field):
+            plugins.load(_imports(config))
+        if teacher := config.get("teacher"):
+            workdir = local_path(teacher, field="config.teacher")
+
+
+def _imports(config: ConfigDict) -> tuple[str, ...]:
+    """The entries of ``config.imports`` that are text; others are refused by its validation."""
+    imports = config.get("imports")
+    return (
+        tuple(x for x in imports if isinstance(x, str)) if isinstance(imports, tuple | list) else ()
+    )
+
+
+def differing(
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    *,
+    ignored: Callable[[str], bool] = lambda field: False,
+) -> list[str]:
+    """Differences between two records: "SECTION.FIELD: A now, B in the workdir".
+
+    Args:
+      ours: ``{section: values}`` now; values may be nested.
+      theirs: the recorded sections.
+      ignored: whether a field, as in "SECTION.FIELD", may differ.
+    """
+    a, b = _flat(ours), _flat(theirs)
+    return [
+        f"{field}: {a.get(field)!r} now, {b.get(field)!r} in the workdir"
+        for field in sorted(a.keys() | b.keys())
+        if a.get(field) != b.get(field) and not ignored(field)
+    ]
+
+
+def _flat(section: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:

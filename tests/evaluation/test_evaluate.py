@@ -1,12 +1,13 @@
 """From workdirs to records, metrics, plots and a report."""
 
+import base64
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-from sdd_jax.errors import InputError
+from sdd_jax.errors import InputError, WriteError
 from sdd_jax.evaluate import evaluate_workdir
 from sdd_jax.evaluation import Evaluator
 
@@ -147,3 +148,101 @@ def test_metrics_that_are_not_finite_are_null_in_the_json(evaluated, monkeypatch
     assert metrics(evaluated)["eval/nll"] is None
     assert metrics(evaluated)["eval/accuracy"] == 0
     assert "nan" in (evaluated / "eval" / "report.html").read_text()
+
+
+def test_a_run_that_cannot_be_written_is_evaluated_into_another_folder(runs, tmp_path):
+    run = shutil.copytree(runs["ce"], tmp_path / "ce", ignore=shutil.ignore_patterns("eval"))
+    before = contents(run)
+    output = tmp_path / "results" / "of_ce"
+    result = evaluate_workdir(str(run), output=str(output))
+    assert contents(run) == before
+    assert {p.name for p in run.iterdir()} == {p.name for p in runs["ce"].iterdir()} - {"eval"}
+    assert json.loads((output / "metrics.json").read_text()) == result
+    assert (output / "report.html").exists()
+    again = evaluate_workdir(str(run), ["accuracy"], output=str(output))
+    assert json.loads((output / "metrics.json").read_text()) == result | again  # merged by check
+
+
+def test_links_in_a_workdir_lead_to_no_file_outside(evaluated, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"mine")
+    folder = evaluated / "eval"
+    names = (
+        "metrics.json",
+        "checks.json",
+        "report.html",
+        "reliability.png",
+        "metrics.json.partial",
+    )
+    for name in names:
+        content = (folder / name).read_bytes() if (folder / name).exists() else b""
+        (folder / name).unlink(missing_ok=True)
+        if name == "checks.json":
+            (tmp_path / "checks").write_bytes(content)
+        target = tmp_path / "checks" if name == "checks.json" else secret
+        (folder / name).symlink_to(target)
+    checks = (tmp_path / "checks").read_bytes()
+    evaluate_workdir(str(evaluated), ["accuracy"])  # calibration's plot is read for the report
+    assert secret.read_bytes() == b"mine"
+    assert (tmp_path / "checks").read_bytes() == checks
+    assert base64.b64encode(b"mine").decode() not in (folder / "report.html").read_text()
+    shutil.rmtree(folder)
+    folder.symlink_to(tmp_path)
+    with pytest.raises(
+        InputError, match="--workdir: .*eval is a link; choose a folder with --output"
+    ):
+        evaluate_workdir(str(evaluated))
+    folder.unlink()
+    folder.mkdir()
+    (folder / ".lock").symlink_to(tmp_path / "created")
+    with pytest.raises(WriteError, match="lock cannot be written"):
+        evaluate_workdir(str(evaluated), ["accuracy"])
+    assert not (tmp_path / "created").exists()
+
+
+def test_other_data_than_those_of_the_run_are_reported(runs, tmp_path, caplog):
+    run = shutil.copytree(runs["ce"], tmp_path / "ce")
+    path = run / "config.json"
+    record = json.loads(path.read_text())
+    evaluate_workdir(str(run), ["accuracy"])
+    assert caplog.text == ""
+    record["data"]["train"]["examples"] += 1
+    path.write_text(json.dumps(record))
+    evaluate_workdir(str(run), ["accuracy"])
+    assert len(caplog.records) == 1
+    assert "ce was trained on other data (data.train.examples: " in caplog.text
+    del record["data"]  # as in version 0.1
+    path.write_text(json.dumps(record))
+    evaluate_workdir(str(run), ["accuracy"])
+    assert len(caplog.records) == 1
+
+
+def test_files_that_a_run_imports_are_executed_on_request_only(runs, tmp_path):
+    (tmp_path / "harmful.py").write_text(
+        f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()"
+    )
+    run = shutil.copytree(runs["ce"], tmp_path / "ce")
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["imports"] = [str(tmp_path / "harmful.py")]
+    (run / "config.json").write_text(json.dumps(record))
+    for arguments in ((str(run), ()), (str(runs["ce"]), (str(run),))):
+        field = "--compare" if arguments[1] else "--workdir"
+        with pytest.raises(InputError, match=f"{field}: .*harmful.py, .* --trust_imports"):
+            evaluate_workdir(arguments[0], compare=arguments[1])
+    assert not (tmp_path / "executed").exists()
+    evaluate_workdir(str(run), ["accuracy"], trust_imports=True)
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("field", ["--workdir", "--compare", "--output"])
+def test_remote_folders_are_refused(runs, field):
+    folders = {"--workdir": str(runs["ce"]), "--compare": "", "--output": None}
+    folders[field] = "gs://bucket/run"
+    with pytest.raises(
+        InputError, match=f"{field}: must be on a local .*disk, got 'gs://bucket/run'"
+    ):
+        evaluate_workdir(
+            folders["--workdir"],
+            compare=[folders["--compare"]] if folders["--compare"] else [],
+            output=folders["--output"],
+        )

@@ -123,3 +123,62 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     with workdirs.open_workdir(str(tmp_path)):
         pass
     assert "cannot be locked (Function not implemented)" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["moved", "removed", "replaced"])
+def test_a_workdir_that_disappears_during_training_stops_the_run(
+    programs, tiny, inspect, refused, uninterrupted, ends_like, tmp_path, change
+):
+    path, moved = tmp_path / "run", tmp_path / "moved"
+    slow = (*tiny, "--config.eval_every=1 steps")
+    with programs.started("train.py", f"--workdir={path}", *slow) as training:
+        inspect(path).await_checkpoint(training, 10)
+        training.send_signal(signal.SIGSTOP)
+        path.rename(moved)
+        if change == "removed":
+            shutil.rmtree(moved)
+        if change == "replaced":
+            path.mkdir()
+        training.send_signal(signal.SIGCONT)
+        status = training.wait(240)
+        message = training.stderr.read()
+    refused(1, status, message, path, "cannot be written" if "written" in message else "was moved")
+    assert not path.exists() or change == "replaced"
+    assert not list(path.glob("checkpoints/[0-9]*"))
+    if change == "moved":
+        programs.finished(moved, *tiny)
+        assert inspect(moved).steps == inspect(uninterrupted).steps
+        assert inspect(moved).record(60) == inspect(uninterrupted).record(60)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
+        {"JAX_ENABLE_X64": "1"},
+        {"JAX_THREEFRY_PARTITIONABLE": "0"},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_resume_under_other_settings_of_jax_is_refused(
+    programs, tiny, uninterrupted, refused, changed, tmp_path
+):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "60")
+    command = programs.command("train.py", f"--workdir={tmp_path / 'run'}", *tiny)
+    done = subprocess.run(
+        command, env=programs.environment | changed, capture_output=True, text=True, timeout=240
+    )
+    field = next(iter(changed)).lower()
+    refused(2, done.returncode, done.stderr, f"jax_settings.{field}: ", "in the workdir")
+
+
+def test_a_lost_record_is_not_replaced_by_that_of_another_run(
+    programs, tiny, uninterrupted, refused, inspect, tmp_path
+):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    before = inspect(tmp_path / "run").digests
+    done = programs.train(tmp_path / "run", *tiny, "--config.seed=1")
+    refused(2, done.returncode, done.stderr, "holds checkpoints, but no config.json", "put it back")
+    assert inspect(tmp_path / "run").digests == before

@@ -1,5 +1,9 @@
 """Checkpoints: retention, restoration, damage, and the format of version 0.1."""
 
+import itertools
+import os
+import shutil
+import threading
 import zlib
 
 import jax
@@ -12,6 +16,9 @@ from sdd_jax.errors import InputError
 from sdd_jax.runs import Checkpoints
 from sdd_jax.training.optimizers import optimizers
 from sdd_jax.training.state import create
+
+# TensorStore's pending reads outlive the event loop of a read that failed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +108,14 @@ def test_arrays_that_differ_from_their_checksums_count_as_damaged(tmp_path, stat
 
 def test_a_checkpoint_of_another_network_is_not_restored(tmp_path, state):
     write(tmp_path, state, {1: 0.1})
-    wider = jax.tree.map(lambda x: np.zeros((*x.shape, 2), x.dtype), state)
-    with pytest.raises(InputError, match="no checkpoint can be read"):
-        Checkpoints(tmp_path, read_only=True).restore(wider)
+    wider = state.replace(params=jax.tree.map(lambda x: np.zeros((*x.shape, 2)), state.params))
+    message = (
+        r"checkpoints/1 is of another network: .*bias is float32\[8\] there and float64\[8, 2\]"
+    )
+    for checkpoints in (Checkpoints(tmp_path), Checkpoints(tmp_path, read_only=True)):
+        with pytest.raises(InputError, match=message):
+            checkpoints.restore(wider)
+    assert Checkpoints(tmp_path).steps() == [1]  # intact, so it is not moved
 
 
 def test_a_checkpoint_of_version_0_1_is_restored(tmp_path, state):
@@ -143,9 +155,72 @@ def test_only_damaged_checkpoints_stop_the_run(tmp_path, state):
     write(tmp_path, state, {1: 0.1, 2: 0.2})
     damage(tmp_path, 1)
     damage(tmp_path, 2)
-    with pytest.raises(InputError, match="no checkpoint can be read"):
+    for _ in range(2):  # the same command again finds them again
+        with pytest.raises(
+            InputError, match="no checkpoint can be read, of steps .1, 2.; put back"
+        ):
+            Checkpoints(tmp_path).restore(state)
+
+
+def test_a_run_whose_checkpoints_were_all_set_aside_stops(tmp_path, state):
+    write(tmp_path, state, {1: 0.1, 2: 0.2})
+    (tmp_path / "checkpoints").rename(tmp_path / "damaged")
+    for checkpoints in (Checkpoints(tmp_path), Checkpoints(tmp_path, read_only=True)):
+        with pytest.raises(
+            InputError, match="no checkpoint but those in .*damaged; put back a copy"
+        ):
+            checkpoints.restore(state)
+
+
+@pytest.mark.parametrize("target", ["itself", "/proc/self/mem"])  # "too many links", EIO
+@pytest.mark.parametrize("name", ["record/metadata", "state/manifest.ocdbt"])
+def test_a_checkpoint_that_the_system_cannot_read_is_not_called_damaged(
+    tmp_path, state, name, target
+):
+    write(tmp_path, state, {1: 0.9, 2: 0.2})
+    file = tmp_path / "checkpoints" / "2" / name
+    file.unlink()
+    file.symlink_to(file if target == "itself" else target)
+    for read_only in (False, True):
+        with pytest.raises(
+            InputError, match="checkpoints/2 cannot be read at the moment .*; it stays"
+        ):
+            Checkpoints(tmp_path, read_only=read_only).restore(state)
+    assert Checkpoints(tmp_path).steps() == [1, 2]
+    assert not (tmp_path / "damaged").exists()
+    assert equal(Checkpoints(tmp_path).restore(state, which="1"), at(state, 1))
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_nothing_is_moved_when_reading_fails_for_another_reason_than_damage(
+    tmp_path, state, monkeypatch, error
+):
+    write(tmp_path, state, {1: 0.1, 2: 0.2})
+
+    def failing(checkpoints, step):
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "_arrays", failing)
+    with pytest.raises((InputError, MemoryError)):
         Checkpoints(tmp_path).restore(state)
-    assert len(list((tmp_path / "damaged").iterdir())) == 2  # set aside, not deleted
+    assert Checkpoints(tmp_path).steps() == [1, 2]
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_the_best_checkpoint_is_kept_although_its_record_cannot_be_read_for_a_while(
+    tmp_path, state
+):
+    write(tmp_path, state, {1: 0.9, 2: 0.2})
+    record = tmp_path / "checkpoints" / "1" / "record" / "metadata"
+    content = record.read_bytes()
+    record.unlink()
+    record.symlink_to("/proc/self/mem")
+    with pytest.raises(InputError, match="checkpoints/1 cannot be read at the moment"):
+        Checkpoints(tmp_path, keep=2).save(3, at(state, 3))
+    record.unlink()
+    record.write_bytes(content)
+    write(tmp_path, state, {3: 0.3, 4: 0.4})
+    assert Checkpoints(tmp_path).steps() == [1, 3, 4]
 
 
 def test_evaluation_does_not_move_damaged_checkpoints(tmp_path, state):
@@ -153,6 +228,63 @@ def test_evaluation_does_not_move_damaged_checkpoints(tmp_path, state):
     damage(tmp_path, 2)
     assert equal(Checkpoints(tmp_path, read_only=True).restore(state), at(state, 1))
     assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+def test_steps_can_be_read_while_checkpoints_are_renamed(tmp_path, state):
+    """As a save does: each new checkpoint gets its name by a rename, and an old one goes."""
+    write(tmp_path, state, {1: 0.1, 2: 0.2})
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    stop = threading.Event()
+
+    def rename():
+        while not stop.is_set():
+            os.rename(folder / "3.orbax-checkpoint-tmp", folder / "3")
+            os.rename(folder / "3", folder / "3.orbax-checkpoint-tmp")
+
+    thread = threading.Thread(target=rename)
+    thread.start()
+    try:
+        reader = Checkpoints(tmp_path, read_only=True)
+        for _ in range(400):
+            assert reader.steps() in ([1, 2], [1, 2, 3])
+            assert reader.best_step() in (2, 3)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_network_is_loaded_beside_a_training_that_saves_every_step(tmp_path, state):
+    like = {"params": state.params, "batch_stats": state.batch_stats}
+    write(tmp_path, state, {1: None})
+    stop = threading.Event()
+
+    def train():
+        writer = Checkpoints(tmp_path, keep=2)
+        for step in itertools.count(2):
+            writer.save(step, at(state, step))
+            if stop.is_set():
+                break
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        last = 0
+        for _ in range(60):
+            step, variables = Checkpoints(tmp_path, read_only=True).restore_variables(like)
+            assert step >= last
+            assert equal(variables["params"], at(state, step).params)
+            last = step
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("which", ["³", "٣", "-1", "1.0", "", "first"])
+def test_a_checkpoint_that_is_no_number_is_refused(tmp_path, state, which):
+    write(tmp_path, state, {1: None})
+    with pytest.raises(InputError, match="--checkpoint: must be latest, best .* got "):
+        Checkpoints(tmp_path, read_only=True).restore(state, which=which)
 
 
 def test_evaluation_reads_the_newest_checkpoint_when_training_removed_the_selected_one(
