@@ -22,7 +22,7 @@ from sdd_jax.paths import local_path
 from sdd_jax.runs import (
     Checkpoints,
     MetricsLog,
-    SameFolder,
+    SameRun,
     load_imports,
     open_workdir,
     read_metrics,
@@ -107,7 +107,7 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
     resident, constants = replicate((engine.resident, experiment.constants()))
 
     # ------------------------------------------------------------------------------------ loop
-    interval, place = _Interval(start, config.batch_size), SameFolder(folder)
+    interval, run = _Interval(start, config.batch_size), SameRun(folder)
     with contextlib.ExitStack() as stack:
         for part in (engine, log, checkpoints):
             stack.callback(part.close)
@@ -149,12 +149,12 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
                     _check_finite(state, step)
                 # When stopping, skip the evaluation; it runs on resume.
                 stopping = stopping or not evaluate(step, values)
-                place.check()
+                run.check()
                 log.write(step, values)
                 if saving or stopping:
                     accuracy = values.get("validation/accuracy")
                     checkpoints.save(step, state, validation_accuracy=accuracy)
-                    place.check()  # Orbax would create the folder again
+                    run.check()  # Orbax would create the folder again
                 interval.resume_clock()
         if stopping:
             raise Interrupted(

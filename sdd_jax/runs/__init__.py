@@ -4,7 +4,7 @@ from sdd_jax.runs.checkpoints import Checkpoints
 from sdd_jax.runs.metrics_log import MetricsLog
 from sdd_jax.runs.trained_network import TrainedNetwork, changed_data, load_trained_network
 from sdd_jax.runs.workdir import (
-    SameFolder,
+    SameRun,
     differing,
     load_imports,
     open_workdir,
@@ -18,7 +18,7 @@ from sdd_jax.runs.workdir import (
 __all__ = [
     "Checkpoints",
     "MetricsLog",
-    "SameFolder",
+    "SameRun",
     "TrainedNetwork",
     "changed_data",
     "differing",

@@ -94,31 +94,32 @@ def open_lock(path: pathlib.Path) -> IO[str]:
         return open(path, "a", opener=_not_following)
 
 
-class SameFolder:
-    """Notices that a folder has been moved, removed or replaced since this object was created.
+class SameRun:
+    """Notices that the folder of a run has been moved, removed or replaced while it trains.
+
+    The run is recognised by its record. (Some network file systems give a folder a new inode.)
 
     Args:
-      path: the folder.
+      workdir: folder of the run, with its record.
     """
 
-    def __init__(self, path: pathlib.Path):
-        self._path, self._identity = path, _identity(path)
+    def __init__(self, workdir: pathlib.Path):
+        self._workdir, self._record = workdir, _content(workdir / CONFIG_FILE)
 
     def check(self) -> None:
-        """Raises a WriteError if another folder, or none, has the path now."""
-        if _identity(self._path) != self._identity:
+        """Raises a WriteError if the folder holds another record, or none."""
+        if _content(self._workdir / CONFIG_FILE) != self._record:
             raise WriteError(
-                f"{self._path} was moved or removed while the run trained in it; if it was moved, "
+                f"{self._workdir} was moved or removed while the run trained in it; if it was moved, "
                 "--workdir=ITS_NEW_PATH resumes it"
             )
 
 
-def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+def _content(path: pathlib.Path) -> bytes | None:
     try:
-        status = path.stat()
-    except OSError:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_dev, status.st_ino
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
 from sdd_jax import config as configs
 from sdd_jax.errors import InputError, WriteError
 from sdd_jax.runs import (
-    SameFolder,
+    SameRun,
     differing,
     load_imports,
     open_workdir,
@@ -90,14 +91,15 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["moved", "removed", "replaced"])
-def test_a_folder_that_is_no_longer_the_same_is_noticed(tmp_path, change):
+def test_a_run_whose_folder_is_no_longer_there_is_noticed(tmp_path, change):
     folder = tmp_path / "run"
     folder.mkdir()
-    same = SameFolder(folder)
+    (folder / "config.json").write_text("{}")
+    same = SameRun(folder)
     same.check()
     folder.rename(tmp_path / "moved")
     if change == "removed":
-        (tmp_path / "moved").rmdir()
+        shutil.rmtree(tmp_path / "moved")
     if change == "replaced":
         folder.mkdir()
     with pytest.raises(WriteError, match="run was moved or removed while the run trained in it"):
