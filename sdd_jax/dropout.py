@@ -40,15 +40,16 @@ def dropout(
       key: a PRNG key, or an array of keys whose shape is a prefix of ``x.shape``.
       x: floating-point array.
       rate: probability beta in [0, 1) with which an element becomes zero; or ``(low, high)``, from
-        which one rate is drawn uniformly for each key. May be traced.
+        which one rate is drawn uniformly for each key. May be traced; its value is then not checked.
       broadcast_dims: dimensions of ``x`` along which one mask is shared.
 
     Returns:
       Array of the shape and dtype of ``x``.
 
     Raises:
-      ValueError: rate outside [0, 1), or keys whose shape is not a prefix of ``x.shape``.
-      TypeError: ``x`` is not floating-point.
+      ValueError: rate outside [0, 1) or not a scalar, or keys whose shape is not a prefix of
+        ``x.shape``.
+      TypeError: rate is not a number, key not a PRNG key, or ``x`` not floating-point.
 
     Example:
       >>> import jax, sdd_jax
@@ -175,8 +176,35 @@ def exclusive_masks_fit(num_samples: int, rate: Rate) -> bool:
       ... )
       (True, False, False)
     """
-    lowest = _bounds(rate)[0]
-    return not isinstance(lowest, numbers.Real) or num_samples * (1 - float(lowest)) <= 1 + 1e-6
+    lowest = known_number("rate", _bounds(rate)[0])
+    return lowest is None or num_samples * (1 - lowest) <= 1 + 1e-6
+
+
+def known_number(name: str, value: Any) -> float | None:
+    """Returns a number or scalar array as a float, or None if it is traced.
+
+    Args:
+      name: that of the argument, for the message.
+      value: the argument.
+
+    Raises:
+      TypeError: not a real number.
+      ValueError: an array that is not a scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sdd_jax.dropout import known_number
+      >>> known_number("rate", jnp.float32(0.5))
+      0.5
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None and not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if dtype is not None and not jnp.isdtype(dtype, ("real floating", "integral")):
+        raise TypeError(f"{name} must be a number, got an array of {dtype}")
+    if getattr(value, "shape", ()):
+        raise ValueError(f"{name} must be a scalar, got an array of shape {value.shape}")
+    return None if isinstance(value, jax.core.Tracer) else float(value)
 
 
 def _bounds(rate: Rate) -> Sequence[float | jax.Array]:
@@ -191,15 +219,21 @@ def _check(key: jax.Array, x: jax.Array, rate: Any) -> tuple[jax.Array, Rate]:
     """Checks the shared arguments; returns the key in typed form, and bounds as a tuple."""
     if isinstance(rate, list):
         rate = tuple(rate)
-    numeric = [float(b) for b in _bounds(rate) if isinstance(b, numbers.Real)]
+    known = [known_number("rate", b) for b in _bounds(rate)]
+    numeric = [b for b in known if b is not None]
     if not all(0 <= b < 1 for b in numeric):
         raise ValueError(f"rate must be in [0, 1), got {rate}")
     if isinstance(rate, tuple) and (len(rate) != 2 or numeric != sorted(numeric)):
         raise ValueError(f"a random rate must be (low, high) with low <= high, got {rate}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be floating-point, got {x.dtype}")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)  # a legacy uint32 key
+    key_dtype = getattr(key, "dtype", None)
+    if key_dtype == jnp.uint32:
+        key = jax.random.wrap_key_data(key)  # a legacy key
+    elif key_dtype is None or not jnp.issubdtype(key_dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"key must be a PRNG key or an array of them, got {key_dtype or type(key).__name__}"
+        )
     if key.shape != x.shape[: key.ndim]:
         raise ValueError(f"the shape of the keys, {key.shape}, must be a prefix of x's, {x.shape}")
     return key, rate

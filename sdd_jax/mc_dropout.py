@@ -58,7 +58,12 @@ class DropoutEnsemble(NamedTuple):
         Args:
           logits: ``[..., K]``, or with an additional axis for several masks.
           sample_axis: that axis, other than the last.
+
+        Raises:
+          TypeError: logits are not an array.
         """
+        if not isinstance(logits, Array):
+            raise TypeError(f"logits must be an array [..., K], got {type(logits).__name__}")
         xp: Any = logits.__array_namespace__()
         stacked = logits[None] if sample_axis is None else xp.moveaxis(logits, sample_axis, 0)
         if jnp.finfo(stacked.dtype).bits < 32:
@@ -70,8 +75,18 @@ class DropoutEnsemble(NamedTuple):
         return DropoutEnsemble(len(stacked), xp.sum(probs, axis=0), entropies)
 
     def add(self, logits: Array, *, sample_axis: int | None = None) -> "DropoutEnsemble":
-        """Returns the ensemble with more masks, given as in :meth:`of`."""
+        """Returns the ensemble with more masks, given as in :meth:`of`.
+
+        Raises:
+          TypeError: logits are not an array.
+          ValueError: logits are not of the ensemble's shape.
+        """
         added = DropoutEnsemble.of(logits, sample_axis=sample_axis)
+        if added.probs.shape != self.probs.shape:
+            raise ValueError(
+                f"logits of a mask must have the ensemble's shape {self.probs.shape}, got "
+                f"{added.probs.shape}"
+            )
         return DropoutEnsemble(*(old + new for old, new in zip(self, added, strict=True)))
 
     def prediction(self) -> Prediction:
@@ -116,6 +131,7 @@ def mc_dropout(
 
     Raises:
       ValueError: ``num_samples`` or ``chunk_size`` below 1.
+      TypeError: ``predict_fn`` returns something else than an array.
 
     Example:
       >>> import jax, sdd_jax
@@ -138,10 +154,18 @@ def mc_dropout(
     whole = num_samples // chunk_size * chunk_size
     chunks = keys[:whole].reshape(-1, chunk_size, *keys.shape[1:])
 
-    def add(ensemble, keys):
-        return ensemble.add(jax.vmap(predict_fn)(keys), sample_axis=0)
+    def predict(keys):
+        logits = jax.vmap(predict_fn)(keys)
+        if not isinstance(logits, Array):
+            raise TypeError(
+                f"predict_fn must return logits [..., K], an array, got {type(logits).__name__}"
+            )
+        return logits
 
-    ensemble = DropoutEnsemble.of(jax.vmap(predict_fn)(chunks[0]), sample_axis=0)
+    def add(ensemble, keys):
+        return ensemble.add(predict(keys), sample_axis=0)
+
+    ensemble = DropoutEnsemble.of(predict(chunks[0]), sample_axis=0)
     if isinstance(key, jax.core.Tracer):
         ensemble, _ = jax.lax.scan(lambda e, keys: (add(e, keys), None), ensemble, chunks[1:])
     else:

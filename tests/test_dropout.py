@@ -280,6 +280,60 @@ def test_exclusive_masks_fit_if_their_probabilities_add_up_to_at_most_one(rate):
     assert exclusive_masks_fit(3, rate)
 
 
+@pytest.mark.parametrize("number", [np.float32, np.int32, jnp.float32, jnp.int32, jnp.bfloat16])
+@pytest.mark.parametrize("rate", [-1, 1])
+def test_concrete_arrays_and_numpy_scalars_are_checked_as_numbers_are(rate, number):
+    for bad in (number(rate), (0.3, number(rate)), (number(rate), 0.3)):
+        with pytest.raises(ValueError, match=r"rate must be in \[0, 1\), got "):
+            sdd_jax.dropout(KEY, X, rate=bad)
+        with pytest.raises(ValueError, match=r"rate must be in \[0, 1\), got "):
+            jax.jit(lambda x, bad=bad: sdd_jax.dropout_pair(KEY, x, rate=bad))(X)
+
+
+def test_bounds_of_a_random_rate_may_be_arrays():
+    with pytest.raises(ValueError, match=r"\(low, high\) with low <= high, got "):
+        sdd_jax.dropout(KEY, X, rate=(jnp.float32(0.5), 0.3))
+    expected = sdd_jax.dropout(KEY, X, rate=(0.25, 0.5))
+    bounds = jnp.float32(0.25), jnp.float32(0.5)
+    np.testing.assert_array_equal(sdd_jax.dropout(KEY, X, rate=bounds), expected)
+
+
+@pytest.mark.parametrize("rate", ["0.5", None, 1j, ("0.1", 0.5), jnp.array(True)])
+def test_a_rate_that_is_not_a_number_is_an_error(rate):
+    with pytest.raises(TypeError, match="rate must be a number, got "):
+        sdd_jax.dropout(KEY, X, rate=rate)
+
+
+@pytest.mark.parametrize("rate", [np.array([0.2, 0.5]), jnp.zeros(6), (0.1, jnp.zeros(1))])
+def test_a_rate_that_is_not_a_scalar_is_an_error(rate):
+    with pytest.raises(ValueError, match="rate must be a scalar, got an array of shape "):
+        sdd_jax.dropout(KEY, X, rate=rate)
+    with pytest.raises(ValueError, match="rate must be a scalar, got an array of shape "):
+        jax.jit(lambda rate: sdd_jax.dropout(KEY, X, rate=rate))(rate)
+
+
+def test_traced_rates_are_not_checked():
+    one = jax.jit(lambda rate: sdd_jax.dropout(KEY, X, rate=(rate, 0.5)))(0.25)
+    np.testing.assert_allclose(one, sdd_jax.dropout(KEY, X, rate=(0.25, 0.5)), rtol=1e-6)
+    many = jax.vmap(lambda rate: sdd_jax.dropout(KEY, X, rate=rate))(jnp.array([0.3, 1.5]))
+    np.testing.assert_allclose(many[0], sdd_jax.dropout(KEY, X, rate=0.3), rtol=1e-6)
+
+
+def test_exclusive_masks_of_an_array_rate_are_checked():
+    assert not exclusive_masks_fit(3, jnp.float32(0.5))
+    assert exclusive_masks_fit(3, jnp.float32(2 / 3))
+    with pytest.raises(ValueError, match=r"must be at most 1, got 2 \* \(1 - 0\.25\)"):
+        sdd_jax.dropout_samples(KEY, X, rate=jnp.float32(0.25), num_samples=2, exclusive=True)
+
+
+@pytest.mark.parametrize("key", [0, None, [0, 0], np.zeros(2, np.int32), jnp.zeros(2)], ids=str)
+def test_a_key_that_is_not_a_prng_key_is_an_error(key):
+    with pytest.raises(TypeError, match="key must be a PRNG key or an array of them, got "):
+        sdd_jax.dropout(key, X, rate=0.5)
+    with pytest.raises(TypeError, match="key must be a PRNG key or an array of them, got "):
+        sdd_jax.sd_dropout_loss(X, lambda x: x, key)
+
+
 def test_other_bad_arguments_are_errors():
     with pytest.raises(ValueError, match=r"keys, \(6,\), must be a prefix of x's, \(4, 3\)"):
         dropout(KEYS, jnp.ones((4, 3)), rate=0.5)

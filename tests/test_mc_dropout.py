@@ -125,3 +125,16 @@ def test_an_ensemble_may_be_the_carry_of_a_scan_in_float32(dtype):
 def test_fewer_than_one_sample_is_an_error(wrong):
     with pytest.raises(ValueError, match="must be at least 1, got"):
         mc_dropout(predict, KEY, **wrong)
+
+
+def test_a_network_that_returns_no_array_is_an_error():
+    with pytest.raises(TypeError, match=r"predict_fn must return logits .*, an array, got tuple"):
+        mc_dropout(lambda key: (predict(key), key), KEY, num_samples=2)
+    with pytest.raises(TypeError, match=r"logits must be an array .*, got list"):
+        DropoutEnsemble.of([[0.0, 1.0]])
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (1, 3), (6, 6, 3)])
+def test_masks_of_an_ensemble_do_not_broadcast(shape):
+    with pytest.raises(ValueError, match=r"must have the ensemble's shape \(6, 3\), got \("):
+        DropoutEnsemble.of(predict(KEY)).add(jnp.zeros(shape))

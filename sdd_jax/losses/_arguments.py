@@ -1,10 +1,15 @@
 """Checks and conversions of the losses' arguments."""
 
 import math
-import numbers
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from sdd_jax.dropout import known_number
+
+HeadFn = Callable[[jax.Array], jax.Array]
 
 GRADIENTS = ("both", "forward", "reverse")
 
@@ -18,12 +23,101 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def check_temperature(temperature: float | jax.Array) -> None:
-    """Raises ValueError unless the temperature is positive and finite; traced values pass."""
-    if isinstance(temperature, numbers.Real) and not 0 < float(temperature) < math.inf:
+    """Checks that the temperature is a scalar, positive and finite; traced values pass.
+
+    Raises:
+      TypeError: not a number.
+      ValueError: not a scalar, not positive or not finite.
+    """
+    known = known_number("temperature", temperature)
+    if known is not None and not 0 < known < math.inf:
         raise ValueError(f"temperature must be greater than 0 and finite, got {temperature}")
+
+
+def check_fraction(name: str, value: float | jax.Array) -> None:
+    """Checks that an argument is a scalar in [0, 1]; traced values pass.
+
+    Raises:
+      TypeError: not a number.
+      ValueError: not a scalar, or outside [0, 1].
+    """
+    known = known_number(name, value)
+    if known is not None and not 0 <= known <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def check_same_shape(**arrays: jax.Array) -> None:
+    """Raises ValueError, with the names, unless all arrays have the same shape."""
+    shapes = [jnp.shape(x) for x in arrays.values()]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"{', '.join(arrays)} must have the same shape, got {', '.join(map(str, shapes))}"
+        )
+
+
+def check_labels(logits: jax.Array, labels: jax.Array) -> None:
+    """Checks that there is one integer label for each row of logits.
+
+    Raises:
+      TypeError: labels not integers.
+      ValueError: labels not of the shape of the logits without the classes.
+    """
+    dtype = getattr(labels, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"labels must be an array of integers, got {dtype or type(labels).__name__}"
+        )
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels must have the shape of logits without the classes, {logits.shape[:-1]}, got "
+            f"{labels.shape}"
+        )
+
+
+def nan_unless_classes(losses: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+    """Replaces the losses of labels outside [0, K) by nan: indexing would wrap a label of -1."""
+    if jnp.iinfo(labels.dtype).bits < 32:
+        labels = labels.astype(np.int32)  # which can number all classes
+    return jnp.where((labels >= 0) & (labels < num_classes), losses, jnp.nan)
+
+
+def logits_of_head(head_fn: HeadFn, features: jax.Array) -> jax.Array:
+    """Calls a head and checks that it returns one row of logits for each example.
+
+    Args:
+      head_fn: features ``[N, ..., D]`` to logits ``[N, ..., K]``.
+      features: its argument.
+
+    Raises:
+      TypeError: the head returns something else than an array, such as a tuple.
+      ValueError: the head returns another number of examples.
+    """
+    logits = head_fn(features)
+    if not isinstance(logits, jax.Array | np.ndarray):
+        raise TypeError(
+            f"head_fn must return logits [N, ..., K], an array, got {type(logits).__name__}"
+        )
+    batch = features.shape[: features.ndim > 1]
+    if logits.shape[: len(batch)] != batch or logits.ndim <= len(batch):
+        raise ValueError(
+            f"head_fn must return logits [N, ..., K] for features [N, ..., D], got {logits.shape} "
+            f"for {features.shape}"
+        )
+    return logits
 
 
 def check_gradient(gradient: str) -> None:
     """Raises ValueError unless ``gradient`` is one of ``GRADIENTS``."""
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+
+
+def stop_gradients(
+    target: jax.Array, prediction: jax.Array, gradient: str
+) -> tuple[jax.Array, jax.Array]:
+    """Stops the gradient at the target ("forward"), the prediction ("reverse") or neither."""
+    if gradient == "forward":
+        target = jax.lax.stop_gradient(target)
+    elif gradient == "reverse":
+        prediction = jax.lax.stop_gradient(prediction)
+    return target, prediction

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdd_jax.losses._arguments import at_least_float32, check_gradient, check_temperature
+from sdd_jax.losses._arguments import (
+    at_least_float32,
+    check_gradient,
+    check_same_shape,
+    check_temperature,
+    stop_gradients,
+)
 
 
 def kl_divergence(
@@ -29,7 +35,7 @@ def kl_divergence(
 
     Args:
       target_logits: ``[..., K]``, of the target p.
-      prediction_logits: ``[..., K]``, of the prediction q.
+      prediction_logits: the same shape, of the prediction q.
       temperature: T > 0.
       gradient: "forward" stops the gradient at the target, "reverse" at the prediction, "both" at
         neither. The value is the same.
@@ -40,7 +46,7 @@ def kl_divergence(
       Per-example divergence ``[...]`` in nats.
 
     Raises:
-      ValueError: temperature not positive, or an unknown gradient.
+      ValueError: shapes that differ, temperature not positive, or an unknown gradient.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -48,6 +54,7 @@ def kl_divergence(
       >>> print(f"{sdd_jax.kl_divergence(p, q):.4f}")
       0.1733
     """
+    check_same_shape(target_logits=target_logits, prediction_logits=prediction_logits)
     check_temperature(temperature)
     check_gradient(gradient)
     log_p = _log_posterior(target_logits, temperature, axis, where)
@@ -73,7 +80,7 @@ def symmetric_kl(
 
     Args:
       logits_u: ``[..., K]``.
-      logits_v: ``[..., K]``.
+      logits_v: the same shape.
       temperature: T > 0.
       gradient: "both", through both arguments of both divergences (the authors' default); "forward",
         which stops the target of each divergence (the authors' "detach"); or "reverse", which stops
@@ -86,7 +93,7 @@ def symmetric_kl(
       Per-example divergence ``[...]`` in nats.
 
     Raises:
-      ValueError: temperature not positive, or an unknown gradient.
+      ValueError: shapes that differ, temperature not positive, or an unknown gradient.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -98,6 +105,7 @@ def symmetric_kl(
       Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022,
       section 3.
     """
+    check_same_shape(logits_u=logits_u, logits_v=logits_v)
 
     def kl(target, prediction):
         return kl_divergence(
@@ -120,7 +128,7 @@ def pairwise_symmetric_kl(
               \left[\mathrm{KL}(p_i \| p_j) + \mathrm{KL}(p_j \| p_i)\right]
 
     Args:
-      logits: n >= 2 arrays ``[..., K]``.
+      logits: n >= 2 arrays ``[..., K]``, of the same shape.
       temperature: T > 0.
       gradient: "both", "forward" or "reverse", see :func:`sdd_jax.symmetric_kl`.
       where: boolean, broadcast to the logits; classes that are False are ignored.
@@ -129,7 +137,8 @@ def pairwise_symmetric_kl(
       Per-example divergence ``[...]`` in nats.
 
     Raises:
-      ValueError: fewer than two posteriors, temperature not positive, or an unknown gradient.
+      ValueError: fewer than two posteriors, shapes that differ, temperature not positive, or an unknown
+        gradient.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -140,6 +149,8 @@ def pairwise_symmetric_kl(
     n = len(logits)
     if n < 2:
         raise ValueError(f"num_samples must be at least 2, got {n}")
+    if not isinstance(logits, jax.Array):  # a stacked array
+        check_same_shape(**{f"logits[{i}]": z for i, z in enumerate(logits)})
     if n == 2:  # spares the stacked copy
         return symmetric_kl(*logits, temperature=temperature, gradient=gradient, where=where)
     check_temperature(temperature)
@@ -186,10 +197,7 @@ def _log_posterior(logits, temperature, axis, where):
 
 
 def _kl_of_log_posteriors(log_p, log_q, gradient, axis):
-    if gradient == "forward":
-        log_p = jax.lax.stop_gradient(log_p)
-    elif gradient == "reverse":
-        log_q = jax.lax.stop_gradient(log_q)
+    log_p, log_q = stop_gradients(log_p, log_q, gradient)
     has_mass = jnp.exp(log_p) > 0  # 0 log 0 is 0
     log_p, log_q = jnp.where(has_mass, log_p, 0.0), jnp.where(has_mass, log_q, 0.0)
     return optax.losses.kl_divergence_with_log_targets(log_q, log_p, axis=axis)

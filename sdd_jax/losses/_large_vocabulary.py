@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from sdd_jax.dropout import Rate, dropout_samples
-from sdd_jax.losses._arguments import check_gradient, check_temperature
+from sdd_jax.losses._arguments import check_gradient, check_temperature, stop_gradients
 
 CHUNK_SIZE = 4096
 
@@ -40,8 +41,12 @@ def linear_cross_entropy(
 
     .. math:: -\log p_y, \qquad p = \mathrm{softmax}(f W + b)
 
-    Equal to ``cross_entropy(features @ kernel + bias, labels)`` in value and gradients. Its gradient is
-    custom: differentiate it in reverse mode (``grad``); JAX refuses forward mode (``jvp``).
+    Equal to ``cross_entropy(features @ kernel + bias, labels)`` in value and derivatives. Its gradient
+    is custom: differentiate it in reverse mode (``grad``); JAX refuses forward mode (``jvp``). Higher
+    derivatives (``jvp`` or ``grad`` of ``grad``) are exact, but take memory for examples times classes.
+
+    On an explicit mesh, within ``jax.set_mesh``, the examples and the kernel's D may be sharded; the
+    gradients have the shardings of their arrays.
 
     Args:
       features: ``[..., D]``.
@@ -100,11 +105,12 @@ def linear_sd_dropout_loss(
               p_u = \mathrm{softmax}\left(((u \odot f) W + b) / T\right)
 
     Equal to :func:`sdd_jax.sd_dropout_loss` with the head ``lambda f: f @ kernel + bias``, the same key
-    and two masks, in value and gradients; for vocabularies so large that the logits of a batch do not
+    and two masks, in value and derivatives; for vocabularies so large that the logits of a batch do not
     fit. Add its mean, times a weight, to that of :func:`sdd_jax.linear_cross_entropy`.
 
-    Its gradient is custom: differentiate it in reverse mode (``grad``); JAX refuses forward mode
-    (``jvp``). Call it on batches: ``vmap`` over single examples is correct, but its gradient with
+    Differentiate it in reverse mode; higher derivatives and explicit meshes are as for
+    :func:`sdd_jax.linear_cross_entropy`, and what "forward" or "reverse" stops stays constant in every
+    derivative. Call it on batches: ``vmap`` over single examples is correct, but its gradient with
     respect to the kernel allocates one kernel per example.
 
     Args:
@@ -200,20 +206,25 @@ def _symmetric_kl_primal(pair, head, temperature, gradient, chunk_size):
 
 
 def _symmetric_kl_forward(pair, head, temperature, gradient, chunk_size):
-    """Returns the value, and residuals of the size of the features."""
+    """Returns the value, and residuals of the size of the features.
+
+    JAX differentiates this and the backward pass for higher derivatives, so both stop what ``gradient``
+    excludes.
+    """
 
     def chunk_statistics(logits, start):
         normaliser = _normaliser(logits / temperature)
         log_p = _log_posterior(logits / temperature, normaliser)
-        return normaliser, jnp.sum(jnp.exp(log_p) * (log_p - _other(log_p)), axis=-1)
+        target, prediction = stop_gradients(log_p, _other(log_p), gradient)
+        return normaliser, jnp.sum(jnp.exp(target) * (target - prediction), axis=-1)
 
     def join(old, new):
         # Chain rule of the KL divergence: within each set of classes, plus between the sets.
         normaliser, log_masses = _join(old[0], new[0])
-        divergence = sum(
-            jnp.exp(log_mass) * (within + log_mass - _other(log_mass))
-            for log_mass, within in zip(log_masses, (old[1], new[1]), strict=True)
-        )
+        divergence = 0
+        for log_mass, within in zip(log_masses, (old[1], new[1]), strict=True):
+            target, prediction = stop_gradients(log_mass, _other(log_mass), gradient)
+            divergence += jnp.exp(target) * (within + target - prediction)
         return normaliser, divergence
 
     normaliser, kl = _fold(pair, head, chunk_statistics, join, chunk_size)
@@ -236,8 +247,11 @@ def _symmetric_kl_backward(gradient, chunk_size, residuals, cotangent):
     def logits_gradient(logits, start):
         log_p = _log_posterior(logits / temperature, normaliser)
         p = jnp.exp(log_p)
-        forward = p - _other(p)
-        reverse = p * (log_p - _other(log_p) - kl[..., None])
+        q, log_q = _other(p), _other(log_p)
+        if gradient != "both":
+            q, log_q = jax.lax.stop_gradient((q, log_q))
+        forward = p - q
+        reverse = p * (log_p - log_q - kl[..., None])
         return scale * {"forward": forward, "reverse": reverse, "both": forward + reverse}[gradient]
 
     return *_gradients(pair, head, logits_gradient, chunk_size), None
@@ -276,6 +290,7 @@ def _gradients(
     rows = tuple(range(features.ndim - 1))
     narrow, wide = _dtypes(features, head[0])
     product = partial(jnp.tensordot, preferred_element_type=wide)
+    features_sharding, kernel_sharding = _shardings(features, head[0])
 
     def step(grads, start, size):
         features_grad, head_grad = grads
@@ -283,8 +298,12 @@ def _gradients(
         logits_grad = logits_gradient(_logits(features, chunk), start)
         bias_grad = None if bias is None else jnp.sum(logits_grad, axis=rows)
         logits_grad = logits_grad.astype(narrow)
-        kernel_grad = product(features.astype(narrow), logits_grad, (rows, rows))
-        features_grad += product(logits_grad, kernel.astype(narrow), (-1, -1))
+        kernel_grad = product(
+            features.astype(narrow), logits_grad, (rows, rows), out_sharding=kernel_sharding
+        )
+        features_grad += product(
+            logits_grad, kernel.astype(narrow), (-1, -1), out_sharding=features_sharding
+        )
         head_grad = jax.tree.map(
             lambda whole, part: jax.lax.dynamic_update_slice_in_dim(
                 whole, part.astype(whole.dtype), start, axis=-1
@@ -356,6 +375,15 @@ def _dtypes(features: jax.Array, kernel: jax.Array) -> tuple[jnp.dtype, jnp.dtyp
     with jax.numpy_dtype_promotion("standard"):
         narrow = jnp.promote_types(features.dtype, kernel.dtype)
         return narrow, jnp.promote_types(narrow, jnp.float32)
+
+
+def _shardings(*arrays: jax.Array) -> list[NamedSharding | None]:
+    """Shardings over an explicit mesh, where a sum over a sharded axis needs that of its result."""
+    shardings = [jax.typeof(x).sharding for x in arrays]
+    if not any(axis for sharding in shardings for axis in sharding.spec):
+        return [None] * len(arrays)
+    mesh = next(sharding.mesh for sharding in shardings if any(sharding.spec))
+    return [NamedSharding(mesh, sharding.spec) for sharding in shardings]  # some may be on no mesh
 
 
 def _vary_alike(arrays: Any) -> Any:

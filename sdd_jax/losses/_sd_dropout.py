@@ -1,14 +1,13 @@
 """SD-Dropout: a network distils itself between dropout masks on its penultimate features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from sdd_jax.dropout import Rate, dropout, dropout_samples
+from sdd_jax.losses._arguments import HeadFn, logits_of_head
 from sdd_jax.losses._divergence import kl_divergence, pairwise_symmetric_kl
-
-HeadFn = Callable[[jax.Array], jax.Array]
 
 
 def sd_dropout_loss(
@@ -48,7 +47,8 @@ def sd_dropout_loss(
 
     Raises:
       ValueError: rate outside [0, 1), temperature not positive, fewer than two masks, an unknown
-        gradient, or exclusive masks that do not fit.
+        gradient, exclusive masks that do not fit, or another number of examples from head_fn.
+      TypeError: key not a PRNG key, features not floating-point, or head_fn returns no array.
 
     Example:
       >>> import jax, sdd_jax
@@ -95,7 +95,8 @@ def sd_dropout_loss_from_logits(
       Per-example loss ``[...]`` in nats.
 
     Raises:
-      ValueError: fewer than two masks, temperature not positive, or an unknown gradient.
+      ValueError: fewer than two masks, shapes that differ, temperature not positive, or an unknown
+        gradient.
 
     Example:
       >>> import jax, sdd_jax
@@ -142,7 +143,7 @@ def sd_dropout_clean_student_loss(
       Per-example loss ``[B, ...]`` in nats.
 
     Raises:
-      ValueError: rate outside [0, 1), temperature not positive, or an unknown gradient.
+      ValueError, TypeError: as :func:`sdd_jax.sd_dropout_loss`.
 
     Example:
       >>> import jax, sdd_jax
@@ -151,8 +152,9 @@ def sd_dropout_clean_student_loss(
       >>> sdd_jax.sd_dropout_clean_student_loss(features, head_fn, jax.random.key(0)).shape
       (4,)
     """
-    teacher = head_fn(dropout(key, features, rate=rate))
-    student = head_fn(features)  # not stacked: XLA shares it with the cross-entropy's logits
+    teacher = logits_of_head(head_fn, dropout(key, features, rate=rate))
+    # Not stacked: XLA shares these with the cross-entropy's logits.
+    student = logits_of_head(head_fn, features)
     divergence = kl_divergence(
         teacher, student, temperature=temperature, gradient=gradient, where=where
     )
@@ -182,7 +184,8 @@ def dropped_logits(
       ``num_samples`` arrays of logits ``[B, ..., K]``.
 
     Raises:
-      ValueError: as :func:`sdd_jax.dropout_samples`.
+      ValueError, TypeError: as :func:`sdd_jax.dropout_samples`; also if head_fn returns no array, or
+        another number of examples.
 
     Example:
       >>> import jax, sdd_jax
@@ -211,6 +214,10 @@ def head_of_each(head_fn: HeadFn, samples: Sequence[jax.Array]) -> list[jax.Arra
     Returns:
       n arrays ``[B, ..., K]``.
 
+    Raises:
+      TypeError: head_fn returns something else than an array.
+      ValueError: head_fn returns another number of examples.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from sdd_jax import losses
@@ -221,9 +228,9 @@ def head_of_each(head_fn: HeadFn, samples: Sequence[jax.Array]) -> list[jax.Arra
     """
     first = samples[0]
     if first.ndim == 1:
-        return [head_fn(features) for features in samples]
+        return [logits_of_head(head_fn, features) for features in samples]
     batch, count = first.shape[0], len(samples)
     stacked = jnp.stack(samples, axis=1).reshape(batch * count, *first.shape[1:])
-    logits = head_fn(stacked)
+    logits = logits_of_head(head_fn, stacked)
     logits = logits.reshape(batch, count, *logits.shape[1:])
     return [logits[:, s] for s in range(count)]

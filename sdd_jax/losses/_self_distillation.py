@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.losses._arguments import at_least_float32
+from sdd_jax.losses._arguments import at_least_float32, check_same_shape
 from sdd_jax.losses._divergence import kl_divergence, symmetric_kl
 
 
@@ -31,7 +31,7 @@ def cs_kd_loss(
       Per-example loss ``[...]`` in nats.
 
     Raises:
-      ValueError: temperature not positive.
+      ValueError: shapes that differ, or temperature not positive.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -42,6 +42,7 @@ def cs_kd_loss(
       Yun et al., `Regularizing Class-wise Predictions via Self-knowledge Distillation
       <https://arxiv.org/abs/2003.13964>`_, 2020.
     """
+    check_same_shape(logits=logits, partner_logits=partner_logits)
     return _teach(partner_logits, logits, temperature, where)
 
 
@@ -70,7 +71,7 @@ def dlb_loss(
       Per-example loss ``[...]`` in nats.
 
     Raises:
-      ValueError: temperature not positive.
+      ValueError: shapes that differ, or temperature not positive.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -81,6 +82,7 @@ def dlb_loss(
       Shen et al., `Self-Distillation from the Last Mini-Batch for Consistency Regularization
       <https://arxiv.org/abs/2203.16172>`_, 2022.
     """
+    check_same_shape(logits=logits, last_logits=last_logits)
     return _teach(last_logits, logits, temperature, where)
 
 
@@ -109,7 +111,7 @@ def byot_loss(
       Per-example loss ``[...]`` in nats.
 
     Raises:
-      ValueError: temperature not positive.
+      ValueError: shapes that differ, or temperature not positive.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -120,6 +122,7 @@ def byot_loss(
       Zhang et al., `Be Your Own Teacher <https://arxiv.org/abs/1905.08094>`_, 2019, the second of its
       three losses.
     """
+    check_same_shape(mid_logits=mid_logits, final_logits=final_logits)
     return _teach(final_logits, mid_logits, temperature, where)
 
 
@@ -137,6 +140,9 @@ def byot_feature_loss(mid_features: jax.Array, final_features: jax.Array) -> jax
     Returns:
       Per-example loss ``[...]``.
 
+    Raises:
+      ValueError: shapes that differ.
+
     Example:
       >>> import jax.numpy as jnp, sdd_jax
       >>> print(sdd_jax.byot_feature_loss(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])))
@@ -146,6 +152,7 @@ def byot_feature_loss(mid_features: jax.Array, final_features: jax.Array) -> jax
       Zhang et al., `Be Your Own Teacher <https://arxiv.org/abs/1905.08094>`_, 2019, the third of its
       three losses.
     """
+    check_same_shape(mid_features=mid_features, final_features=final_features)
     target = jax.lax.stop_gradient(at_least_float32(final_features))
     return jnp.mean((at_least_float32(mid_features) - target) ** 2, axis=-1)
 
@@ -176,7 +183,7 @@ def ddgsd_loss(
       Per-example loss ``[...]`` in nats, one for both views together.
 
     Raises:
-      ValueError: temperature not positive.
+      ValueError: shapes that differ, or temperature not positive.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -187,6 +194,7 @@ def ddgsd_loss(
       Xu and Liu, `Data-Distortion Guided Self-Distillation for Deep Neural Networks
       <https://doi.org/10.1609/aaai.v33i01.33015565>`_, 2019.
     """
+    check_same_shape(logits_1=logits_1, logits_2=logits_2)
     return _teach_each_other(logits_1, logits_2, temperature, where)
 
 
@@ -215,6 +223,9 @@ def ddgsd_feature_loss(
     Returns:
       A scalar.
 
+    Raises:
+      ValueError: shapes that differ.
+
     Example:
       >>> import jax.numpy as jnp, sdd_jax
       >>> print(sdd_jax.ddgsd_feature_loss(jnp.ones((4, 8)), jnp.zeros((4, 8))))
@@ -224,6 +235,7 @@ def ddgsd_feature_loss(
       Xu and Liu, `Data-Distortion Guided Self-Distillation for Deep Neural Networks
       <https://doi.org/10.1609/aaai.v33i01.33015565>`_, 2019.
     """
+    check_same_shape(features_1=features_1, features_2=features_2)
     difference = jnp.mean(at_least_float32(features_1) - at_least_float32(features_2), axis=0)
     if axis_name is not None:
         difference = jax.lax.pmean(difference, axis_name)
@@ -256,7 +268,7 @@ def dml_loss(
       Per-example loss ``[...]`` in nats, one for both networks together.
 
     Raises:
-      ValueError: temperature not positive.
+      ValueError: shapes that differ, or temperature not positive.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -266,6 +278,7 @@ def dml_loss(
     References:
       Zhang et al., `Deep Mutual Learning <https://arxiv.org/abs/1706.00384>`_, 2018.
     """
+    check_same_shape(logits_a=logits_a, logits_b=logits_b)
     return _teach_each_other(logits_a, logits_b, temperature, where)
 
 
@@ -295,7 +308,7 @@ def r_drop_loss(
       Per-example loss ``[...]`` in nats.
 
     Raises:
-      ValueError: temperature not positive.
+      ValueError: shapes that differ, or temperature not positive.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -305,14 +318,15 @@ def r_drop_loss(
     References:
       Liang et al., `R-Drop <https://arxiv.org/abs/2106.14448>`_, 2021.
     """
+    check_same_shape(logits_1=logits_1, logits_2=logits_2)
     return symmetric_kl(logits_1, logits_2, temperature=temperature, where=where) / 2
 
 
 def _teach(target_logits, prediction_logits, temperature, where):
     options = {"temperature": temperature, "gradient": "forward", "where": where}
-    return temperature**2 * kl_divergence(target_logits, prediction_logits, **options)
+    return kl_divergence(target_logits, prediction_logits, **options) * temperature**2
 
 
 def _teach_each_other(logits_1, logits_2, temperature, where):
     options = {"temperature": temperature, "gradient": "forward", "where": where}
-    return temperature**2 * symmetric_kl(logits_1, logits_2, **options)
+    return symmetric_kl(logits_1, logits_2, **options) * temperature**2

@@ -1,13 +1,19 @@
 """Losses against labels softened by a past or a virtual teacher."""
 
 import math
-import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from sdd_jax.losses._arguments import at_least_float32
+from sdd_jax.losses._arguments import (
+    at_least_float32,
+    check_fraction,
+    check_labels,
+    check_same_shape,
+    nan_unless_classes,
+)
 from sdd_jax.losses._classification import cross_entropy
 from sdd_jax.losses._divergence import kl_divergence
 
@@ -20,7 +26,7 @@ def ps_kd_loss(
     .. math:: H\left((1 - \alpha)\, y + \alpha\, \mathrm{sg}(p_{\mathrm{past}}),\; p\right) =
               -(1 - \alpha) \log p_y - \alpha \sum_c p_{\mathrm{past}, c} \log p_c
 
-    It replaces the cross-entropy.
+    It replaces the cross-entropy. As there, a label outside [0, K) gives nan.
 
     Args:
       logits: ``[..., K]``, unnormalised.
@@ -33,7 +39,7 @@ def ps_kd_loss(
       Per-example loss ``[...]`` in nats.
 
     Raises:
-      ValueError: alpha outside [0, 1].
+      ValueError: alpha outside [0, 1], or shapes that do not fit.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -45,8 +51,8 @@ def ps_kd_loss(
       Kim et al., `Self-Knowledge Distillation with Progressive Refinement of Targets
       <https://arxiv.org/abs/2006.12000>`_, 2021.
     """
-    if isinstance(alpha, numbers.Real) and not 0 <= float(alpha) <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    check_fraction("alpha", alpha)
+    check_same_shape(logits=logits, past_probs=past_probs)
     logits = at_least_float32(logits)
     past_probs = jax.lax.stop_gradient(at_least_float32(past_probs)).astype(logits.dtype)
     alpha = jnp.asarray(alpha, logits.dtype)
@@ -75,6 +81,8 @@ def tf_kd_loss(
     student is not softened, and the divergence is averaged over the K classes as well as over the
     examples, then scaled by a multiplier.
 
+    As in :func:`sdd_jax.cross_entropy`, a label outside [0, K) gives nan.
+
     Args:
       logits: ``[..., K]``, unnormalised.
       labels: integers ``[...]`` in [0, K).
@@ -85,7 +93,7 @@ def tf_kd_loss(
       Per-example loss ``[...]`` in nats.
 
     Raises:
-      ValueError: correct outside [1/K, 1), or temperature not positive.
+      ValueError: correct outside [1/K, 1), temperature not positive, or shapes that do not fit.
 
     Example:
       >>> import jax.numpy as jnp, sdd_jax
@@ -101,9 +109,10 @@ def tf_kd_loss(
     if not 1 / num_classes <= correct < 1:
         raise ValueError(f"correct must be in [1/{num_classes}, 1), got {correct}")
     logits = at_least_float32(logits)
-    # int32, because one_hot numbers the classes in the dtype of the labels.
-    labels = jnp.asarray(labels, jnp.int32)
+    check_labels(logits, labels)
     # log p^d up to a constant, chosen so that it is zero at the classes other than the label.
     log_odds = math.log(correct * (num_classes - 1) / (1 - correct))
-    teacher_logits = log_odds * jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
-    return kl_divergence(teacher_logits, logits, temperature=temperature, gradient="forward")
+    # int32, because one_hot numbers the classes in the dtype of the labels.
+    one_hot = jax.nn.one_hot(labels.astype(np.int32), num_classes, dtype=logits.dtype)
+    losses = kl_divergence(log_odds * one_hot, logits, temperature=temperature, gradient="forward")
+    return nan_unless_classes(losses, labels, num_classes)

@@ -288,6 +288,80 @@ def test_an_option_outside_its_range_is_an_error(name, option, allowed, wrong):
             jax.eval_shape(lambda a, b, o={option: value}: call(name, a, b, **o), *float32(A, B))
 
 
+@pytest.mark.parametrize("name", [*WITH_TEMPERATURE, "ps_kd", "label_smoothing"])
+def test_options_that_are_arrays_are_checked_as_numbers_are(name):
+    a, b = float32(A, B)
+    option = {"ps_kd": "alpha", "label_smoothing": "smoothing"}.get(name, "temperature")
+    for bad in (jnp.float32(-1), np.float32(NAN), jnp.int32(-2), jnp.float32("inf")):
+        with pytest.raises(ValueError, match=f"{option} must be .*, got "):
+            call(name, a, b, **{option: bad})
+    for bad in ("3.0", None, 1j):
+        with pytest.raises(TypeError, match=f"{option} must be a number, got "):
+            call(name, a, b, **{option: bad})
+    with pytest.raises(ValueError, match=rf"{option} must be a scalar, got .* shape \(6, 1\)"):
+        call(name, a, b, **{option: jnp.ones((6, 1))})
+
+
+SAME_SHAPE = [*PAIRED, "byot_features", *losses.DIVERGENCES, "ps_kd"]
+
+
+@pytest.mark.parametrize("name", SAME_SHAPE)
+@pytest.mark.parametrize("shape", [(6, 1), (1, 5), (5,), (6, 1, 5), (6, 4)], ids=str)
+def test_logits_do_not_broadcast(name, shape):
+    a, b = float32(A, np.ones(shape))
+    message = r"must have the (same )?shape.* got \(.*\)"
+    for pair in ((a, b), (b, a)) if name != "ps_kd" else ((a, b),):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda a, b: call(name, a, b), *pair)
+
+
+def test_the_features_of_two_views_do_not_broadcast():
+    with pytest.raises(ValueError, match=r"features_1, features_2 must have the same shape, got "):
+        losses.ddgsd_feature_loss(*float32(A, A[:, :1]))
+
+
+WITH_LABELS = [name for name in LABELLED if name != "linear_cross_entropy"]
+
+
+@pytest.mark.parametrize("name", WITH_LABELS)
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint32])
+def test_a_label_outside_the_classes_gives_nan(name, dtype):
+    """Not the loss of another class; and the other examples are trained as before."""
+    valid = np.array([True, False, True, True, False, True])
+
+    @jax.jit
+    def gradient_and_losses(a, b, labels):
+        def total(a):
+            values = call(name, a, b, labels)
+            return jnp.sum(jnp.where(valid, values, 0)), values
+
+        return jax.grad(total, has_aux=True)(a)
+
+    logits = float32(A, B)
+    gradient, values = gradient_and_losses(*logits, LABELS.astype(dtype))
+    for outside in (-1, -5, -100, 5, 100):
+        labels = np.where(valid, LABELS, outside).astype(dtype)
+        actual_gradient, actual = gradient_and_losses(*logits, labels)
+        np.testing.assert_array_equal(actual, np.where(valid, values, NAN))
+        np.testing.assert_array_equal(actual_gradient, gradient)
+
+
+def test_a_large_label_does_not_wrap_where_labels_become_int32():
+    labels = np.where(LABELS == 2, 2**40, LABELS.astype(np.int64))
+    values = losses.cross_entropy(*float32(A), labels)
+    np.testing.assert_array_equal(np.isnan(values), LABELS == 2)
+
+
+@pytest.mark.parametrize("name", WITH_LABELS)
+def test_labels_are_one_integer_per_example(name):
+    for bad in (LABELS[:, None], LABELS[:1], np.zeros((6, 5), np.int32)):
+        with pytest.raises(ValueError, match=r"labels must have the shape .*, \(6,\), got "):
+            call(name, *float32(A, B), labels=bad)
+    for bad in (LABELS.astype(np.float32), LABELS == 0, [0, 2, 2, 1, 0, 1], 0):
+        with pytest.raises(TypeError, match="labels must be an array of integers, got "):
+            call(name, *float32(A, B), labels=bad)
+
+
 def test_ps_kd_takes_a_traced_alpha_and_a_past_of_another_dtype():
     with jax.enable_x64(True):
         logits, past = jnp.asarray(A), jnp.asarray(np.abs(B), jnp.float32)

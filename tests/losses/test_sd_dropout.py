@@ -144,3 +144,20 @@ def test_head_is_called_once_on_all_masks(num_samples, shape):
 def test_bad_arguments_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         sd_dropout_loss(FEATURES, head, KEY, **options)
+
+
+@pytest.mark.parametrize("loss", [sd_dropout_loss, sd_dropout_clean_student_loss])
+@pytest.mark.parametrize("features", [FEATURES, FEATURES[0]], ids=["batch", "single"])
+def test_a_head_that_returns_something_else_than_logits_is_an_error(loss, features):
+    for wrong in (lambda f: (head(f), f), lambda f: {"logits": head(f)}, lambda f: None):
+        with pytest.raises(TypeError, match=r"head_fn must return logits .*, an array, got "):
+            loss(features, wrong, KEY)
+
+
+@pytest.mark.parametrize("loss", [sd_dropout_loss, sd_dropout_clean_student_loss])
+def test_a_head_that_returns_another_number_of_examples_is_an_error(loss):
+    for wrong in (lambda f: head(f)[:3], lambda f: head(f).mean(), lambda f: head(f).sum(axis=-1)):
+        with pytest.raises(
+            ValueError, match=r"head_fn must return logits .*, got \(.*\) for \(1?[26]"
+        ):
+            loss(FEATURES, wrong, KEY)
