@@ -205,7 +205,7 @@ def _run(main: Callable[[], None]) -> None:
         # Orbax logs every save in detail and repeats each failure per waiting thread.
         absl_logging.set_verbosity(absl_logging.FATAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        logging.getLogger("sdd_jax").setLevel(logging.WARNING)
+        _show_warnings()
         sys.unraisablehook = _print_unless_late_write
         _initialize_distributed()
         import jax
@@ -231,6 +231,16 @@ def _run(main: Callable[[], None]) -> None:
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # so that --help shows them
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse)
+
+
+def _show_warnings() -> None:
+    """Shows the warnings of this package as the errors are shown, in place of absl's prefix."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logger = logging.getLogger("sdd_jax")
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def _print_unless_late_write(unraisable: Any) -> None:

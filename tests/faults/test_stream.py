@@ -77,7 +77,9 @@ def test_a_run_that_skips_damaged_images_resumes_bit_for_bit(
     arguments = streamed(damaged, on_error="skip")
     whole = programs.finished(tmp_path / "whole", *arguments)
     assert whole.stderr.count("cannot be decoded") == whole.stderr.count("\n") == 1
+    assert whole.stderr.startswith("warning: ")
     assert whole.stderr.endswith("; skipped\n")
+    assert sum(line.get("train/skipped", 0) for line in inspect(tmp_path / "whole").lines) > 0
     path = tmp_path / "run"
     with programs.started("train.py", f"--workdir={path}", *arguments) as process:
         inspect(path).await_checkpoint(process, 20)
