@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import logging
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +16,7 @@ from typing import Any
 from sdd_jax.errors import InputError, writing
 from sdd_jax.evaluation.plots import Picture
 from sdd_jax.evaluation.results import CheckResult, Headline, Table
-from sdd_jax.runs.workdir import open_lock, remove_partial_files, write_bytes, write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: two evaluations must not end at the same time there
-    fcntl = None
+from sdd_jax.runs import files
 
 CHECKS_FILE = "checks.json"
 METRICS_FILE = "metrics.json"
@@ -31,8 +25,6 @@ METRICS_FILE = "metrics.json"
 # exceptions.
 SUMMARY = ("accuracy", "top5_accuracy", "nll", "brier", "ece")
 PLOTS = {"reliability": "calibration", "risk_coverage": "calibration", "mc_error": "distillation"}
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +65,12 @@ class CheckRecord:
 
     def pictures(self, folder: pathlib.Path) -> list[Picture]:
         """Reads the plots; those whose files were removed are left out."""
-        files = {plot: folder / f"{plot[0]}.png" for plot in self.plots}
+        paths = {plot: folder / f"{plot[0]}.png" for plot in self.plots}
         return [
-            Picture(*plot, file.read_bytes())
-            for plot, file in files.items()
-            if file.is_file()
-            and not file.is_symlink()  # a report shows files of its own folder only
+            Picture(*plot, path.read_bytes())
+            for plot, path in paths.items()
+            if path.is_file()
+            and not path.is_symlink()  # a report shows files of its own folder only
         ]
 
 
@@ -102,17 +94,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     """Creates the folder and holds its lock, so that evaluations write one after the other."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with open_lock(folder / ".lock") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            _logger.warning(
-                "%s cannot be locked (%s): evaluations of this run must not end at the same moment",
-                folder,
-                error.strerror,
-            )
-        remove_partial_files(folder)
+    with files.locked(folder / ".lock", wait=True):
         yield
 
 
@@ -164,7 +146,7 @@ def write(
     }
     merged = {check: earlier[check] for check in earlier if check not in new} | new
     for picture in (picture for check in new for picture in pictures[check]):
-        write_bytes(folder / f"{picture.name}.png", picture.png)
+        files.write_bytes(folder / f"{picture.name}.png", picture.png)
     as_json = {check: dataclasses.asdict(record) for check, record in merged.items()}
     metrics = {f"eval/{k}": v for record in merged.values() for k, v in record.metrics.items()}
     _write_json(folder / CHECKS_FILE, as_json)
@@ -180,7 +162,7 @@ def _plot_names(records: Mapping[str, CheckRecord]) -> set[str]:
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    files.write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _from_json(values: Mapping[str, Any]) -> CheckRecord:

@@ -1,6 +1,7 @@
 """Runs on disk: the workdir, its checkpoints, its log, and networks loaded from it."""
 
 from sdd_jax.runs.checkpoints import Checkpoints
+from sdd_jax.runs.files import write_text
 from sdd_jax.runs.metrics_log import MetricsLog
 from sdd_jax.runs.trained_network import TrainedNetwork, changed_data, load_trained_network
 from sdd_jax.runs.workdir import (
@@ -12,7 +13,6 @@ from sdd_jax.runs.workdir import (
     read_metrics,
     read_record,
     write_config,
-    write_text,
 )
 
 __all__ = [

@@ -13,7 +13,8 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from sdd_jax.errors import writing
-from sdd_jax.runs.workdir import read_metrics, write_text
+from sdd_jax.runs.files import write_text
+from sdd_jax.runs.workdir import read_metrics
 
 
 class MetricsLog:

@@ -1,40 +1,30 @@
 """The folder of a run: the record of its config, its log and its lock.
 
 A workdir may come from someone else. What is read from it is data: the Python files that its config
-names are executed by :func:`load_imports` only. Files are written in place of links, not through them.
+names are executed by :func:`load_imports` only.
 """
 
 import contextlib
-import errno
 import importlib.metadata
 import json
-import logging
 import os
 import pathlib
 import platform
-import secrets
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from sdd_jax import plugins
-from sdd_jax.errors import InputError, WriteError, within, writing
+from sdd_jax.errors import InputError, WriteError, within
 from sdd_jax.paths import local_path
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock, so a second run is not refused there
-    fcntl = None
+from sdd_jax.runs.files import locked, write_text
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
-PARTIAL = ".sdd_jax-partial"  # end of the name of a file that is being written
 PACKAGES = ("sdd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-_logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -59,39 +49,16 @@ def open_workdir(path: str) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of the workdir, on the first host of a run only.
-
-    The kernel releases the lock when the process ends, however it ends.
-    """
-    if fcntl is None or jax.process_index() != 0:
-        yield
-        return
+    """Holds the lock of the workdir, on the first host of a run only."""
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open_lock(workdir / "lock"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InputError(
-                    f"must not be in use, another process trains in {workdir}", field="--workdir"
-                ) from error
-            _logger.warning(
-                "%s cannot be locked (%s): a second run would not be refused",
-                workdir,
-                error.strerror,
-            )
-        remove_partial_files(workdir)
+            if jax.process_index() == 0:
+                stack.enter_context(locked(workdir / "lock", wait=False))
+        except BlockingIOError as error:
+            raise InputError(
+                f"must not be in use, another process trains in {workdir}", field="--workdir"
+            ) from error
         yield
-
-
-def open_lock(path: pathlib.Path) -> IO[str]:
-    """Opens a lock file, which is created if necessary; a link is not followed.
-
-    Raises:
-      WriteError: it cannot be opened.
-    """
-    with writing(path):
-        return open(path, "a", opener=_not_following)
 
 
 class SameRun:
@@ -120,41 +87,6 @@ def _content(path: pathlib.Path) -> bytes | None:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file by UTF-8 text, see :func:`write_bytes`."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Replaces a file atomically: a reader sees the old content or all of the new one.
-
-    The new content is written to a new file beside it. A link is replaced, its target stays as it is.
-
-    Raises:
-      WriteError: the file cannot be written; the old content is still there.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
-    with writing(path):
-        try:
-            with open(partial, "xb", opener=_not_following) as file:
-                file.write(content)
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def _not_following(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-def remove_partial_files(folder: pathlib.Path) -> None:
-    """Removes what :func:`write_bytes` left when it was killed; call it with the folder locked."""
-    for partial in folder.glob(f".*{PARTIAL}"):
-        with writing(partial):
-            partial.unlink(missing_ok=True)
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict, facts: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from sdd_jax.runs import (
     write_config,
     write_text,
 )
-from sdd_jax.runs.workdir import open_lock
+from sdd_jax.runs.files import locked
 
 
 @pytest.fixture
@@ -85,8 +85,11 @@ def test_files_of_a_killed_write_are_removed_and_others_kept(tmp_path, monkeypat
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(WriteError, match="lock cannot be written"):
-        open_lock(tmp_path / "lock")
+    with (
+        pytest.raises(WriteError, match="lock cannot be written"),
+        locked(tmp_path / "lock", wait=False),
+    ):
+        pass
     assert not (tmp_path / "elsewhere").exists()
 
 
