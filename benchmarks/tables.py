@@ -13,6 +13,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from benchmarks import measure
 from benchmarks.plans import PLANS, Figures
 
@@ -44,6 +47,25 @@ DISTILLATION_ROWS = {
     "mc": "MC(100): teacher, 100 masks",
     "distilled": "Distilled: student, one pass",
 }
+INTENTS = {  # heading: result file
+    "5 shots": "intents-5",
+    "10 shots": "intents-10",
+    "50 shots": "intents-50",
+    "50 shots, transformer": "intents-transformer",
+}
+INTENTS_ROWS = {
+    "cross_entropy": "cross-entropy",
+    "label_smoothing": "label smoothing",
+    "dropout": "dropout",
+    "r_drop": "R-Drop",
+    "sd_dropout": "SD-Dropout",
+}
+INTENTS_FIGURES = {
+    "accuracy %": ("accuracy", 1),
+    "NLL": ("nll", 3),
+    "ECE %": ("ece", 1),
+    "AUROC %": ("auroc", 1),
+}
 PUBLISHED = {  # errors in the Dropout-Distillation paper, % (300 + 30 and 30 + 30 epochs)
     "cifar10-quick-short": ("18.15", "16.78", "17.20"),
     "mnist-lenet-all": (".51", ".49", ".49"),
@@ -58,6 +80,7 @@ def tables() -> dict[str, str]:
         | {"digits": digits_table("digits", DIGITS)}
         | {"digits-evaluation": digits_table("digits-evaluation", DIGITS_EVALUATION)}
         | {name: distillation_table(name) for name in distillation}
+        | {"intents": intents_table(), "intents-10": intents_figures("intents-10")}
     )
 
 
@@ -102,6 +125,45 @@ def distillation_table(name: str) -> str:
         ]
         lines.append([label, *([published[i]] if published else []), *cells])
     return markdown(["", *(["the paper's error %"] if published else []), *DISTILLATION], lines)
+
+
+def intents_table() -> str:
+    """Accuracies by number of shots, each with its difference from cross-entropy, seed by seed."""
+    files = {heading: measure.RESULTS / f"{name}.json" for heading, name in INTENTS.items()}
+    results = {
+        heading: json.loads(path.read_text())["results"]
+        for heading, path in files.items()
+        if path.is_file()
+    }
+    lines = [
+        [label, *(difference(result, row, "accuracy", 1) for result in results.values())]
+        for row, label in INTENTS_ROWS.items()
+    ]
+    return markdown(["", *results], lines)
+
+
+def intents_figures(name: str) -> str:
+    """All figures of one number of shots, each with its difference from cross-entropy."""
+    result = json.loads((measure.RESULTS / f"{name}.json").read_text())["results"]
+    lines = []
+    for row, label in INTENTS_ROWS.items():
+        ((number, value),) = result[row]["chosen"].items()
+        figures = (difference(result, row, *figure) for figure in INTENTS_FIGURES.values())
+        lines.append([label, f"{number} {value:g}", *figures])
+    return markdown(["", "chosen", *INTENTS_FIGURES], lines)
+
+
+def difference(
+    result: Mapping[str, Mapping[str, Any]], row: str, metric: str, decimals: int
+) -> str:
+    """A mean, and in brackets the difference from cross-entropy with its 95 % interval (Student)."""
+    values, baseline = (np.array(result[name][metric]) for name in (row, "cross_entropy"))
+    text = f"{values.mean():.{decimals}f}"
+    if row == "cross_entropy":
+        return f"{text} ± {values.std(ddof=1):.{decimals}f}"
+    paired = values - baseline
+    half = stats.sem(paired) * stats.t.ppf(0.975, len(paired) - 1)
+    return f"{text} ({paired.mean():+.{decimals}f} ± {half:.{decimals}f})"
 
 
 def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
