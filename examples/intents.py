@@ -147,14 +147,14 @@ class Recipe(NamedTuple):
 
     learning_rate: float
     epochs: int
-    batch_size: int
+    steps_per_epoch: int = 10
 
 
 class BagOfTokens(nnx.Module):
     """One hidden layer on the sum of a question's tokens."""
 
     tokens = staticmethod(uni_and_bigrams)
-    recipe = Recipe(learning_rate=1e-2, epochs=30, batch_size=150)
+    recipe = Recipe(learning_rate=1e-2, epochs=30)
 
     def __init__(self, vocabulary: int, length: int, classes: int, *, width: int, rngs: nnx.Rngs):
         self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
@@ -172,7 +172,7 @@ class Transformer(nnx.Module):
     """A pre-norm encoder of two layers on the words of a question, and the mean over its positions."""
 
     tokens = staticmethod(words)
-    recipe = Recipe(learning_rate=1e-3, epochs=40, batch_size=150)
+    recipe = Recipe(learning_rate=1e-3, epochs=40)
     heads, layers = 4, 2
 
     def __init__(self, vocabulary: int, length: int, classes: int, *, width: int, rngs: nnx.Rngs):
@@ -304,8 +304,8 @@ def build_task(intents: Intents, shots: int, seeds: int, encoder: type, width: i
 def compile_training(task: Task, loss: Callable[..., jax.Array]) -> Callable[..., Any]:
     """Returns the compiled function ``(value, weight decay) -> parameters`` of all seeds."""
     seeds, examples = task.train[1].shape
-    batch_size = min(task.recipe.batch_size, examples)
-    steps_per_epoch = examples // batch_size
+    steps_per_epoch = min(task.recipe.steps_per_epoch, examples)
+    batch_size = examples // steps_per_epoch
     total_steps = steps_per_epoch * task.recipe.epochs
     schedule = optax.cosine_decay_schedule(task.recipe.learning_rate, total_steps)
 
@@ -458,8 +458,8 @@ def save_figure(results: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
             colour = "C1" if name == "sd_dropout" else "C0"
             axis.plot(values, np.full(len(values), i), "o", alpha=0.4, color=colour, ms=5)
             axis.plot(values.mean(), i, "|", color=colour, ms=22, mew=3)
-        axis.set_yticks(range(len(results)), list(results))
-        axis.invert_yaxis()
+        axis.set_yticks(range(len(results)), [name.replace("_", " ") for name in results])
+        axis.set_ylim(len(results) - 0.5, -0.5)
         axis.set_title(f"{title} (points: seeds, bars: means)", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     axes[1].set_yticklabels([])

@@ -61,3 +61,13 @@ def test_the_readmes_tables_are_those_of_the_committed_files(root, tmp_path):
     unused = {"cifar100", "distillation"}  # plans without results
     for name in tables.tables().keys() - unused:
         assert f"<!-- {name} -->\n|" in readme.read_text()
+
+
+def test_a_method_is_compared_with_cross_entropy_seed_by_seed():
+    # Differences of 1 to 5: mean 3, standard error sqrt(2.5 / 5); Student's t of 4 degrees is 2.776.
+    result = {
+        "cross_entropy": {"accuracy": [70.0, 72.0, 74.0, 76.0, 78.0]},
+        "sd_dropout": {"accuracy": [71.0, 74.0, 77.0, 80.0, 83.0]},
+    }
+    assert tables.difference(result, "cross_entropy", "accuracy", 1) == "74.0 ± 3.2"
+    assert tables.difference(result, "sd_dropout", "accuracy", 2) == "77.00 (+3.00 ± 1.96)"
