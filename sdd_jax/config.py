@@ -212,7 +212,7 @@ def record(
     recorded = read_record(workdir)
     theirs = recorded["config"]
     imports = {"config": {"imports": theirs.get("imports") or ()}}
-    # First of all, for to complete the recorded config executes the files that it imports.
+    # The imports first: completing the recorded config executes them.
     _refuse(workdir, "config", differing({"config": {"imports": config.imports}}, imports))
     _refuse(workdir, "config", differences(config, complete_record(theirs)))
     known = {section: recorded.get(section, facts[section]) for section in facts}

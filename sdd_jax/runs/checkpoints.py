@@ -1,8 +1,9 @@
-"""Checkpoints: a thin layer over Orbax's CheckpointManager.
+"""Checkpoints: a thin layer over Orbax.
 
 States are saved as host arrays and restored by the path of each array, so they restore on any number of
 devices. A checksum of every array is saved with them: arrays that Orbax can read but that differ from
-the saved ones count as damaged.
+the saved ones count as damaged. Files that the system cannot read, and intact arrays of another network,
+do not.
 """
 
 import contextlib
@@ -51,9 +52,8 @@ class Checkpoints:
         self._keep, self._read_only = keep, read_only
         self._accuracies: dict[int, float | None] = {}
         if not read_only:
-            with writing(
-                self._directory
-            ):  # if this path is a file, Orbax fails only at the first save
+            # Orbax would fail at the first save only, if this path is a file.
+            with writing(self._directory):
                 self._directory.mkdir(parents=True, exist_ok=True)
 
     @functools.cached_property
