@@ -2,7 +2,7 @@
 
     python -m benchmarks.intents --data data_full.json [--only 10]
 
-This takes about an hour on two CPU cores. ``--only`` makes one of the files.
+This takes twenty minutes on two CPU cores. ``--only`` makes one of the files.
 """
 
 import json
@@ -17,7 +17,6 @@ STUDIES = {  # arguments of the example
     "5": ("--shots=5",),
     "10": ("--shots=10",),
     "50": ("--shots=50",),
-    "transformer": ("--shots=10", "--encoder=transformer", "--width=64", "--seeds=4"),
 }
 
 

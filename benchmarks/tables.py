@@ -51,7 +51,6 @@ INTENTS = {  # heading: result file
     "5 shots": "intents-5",
     "10 shots": "intents-10",
     "50 shots": "intents-50",
-    "10 shots, transformer": "intents-transformer",
 }
 INTENTS_ROWS = {
     "cross_entropy": "cross-entropy",
