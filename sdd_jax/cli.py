@@ -16,7 +16,6 @@ from ml_collections import ConfigDict, config_flags
 
 from sdd_jax.devices import enable_compilation_cache, let_cpu_collectives_wait
 from sdd_jax.errors import Failure, InputError, require
-from sdd_jax.paths import local_path
 
 DEFAULT_CARD = "configs/digits.py"
 A_DICT = "a dict such as {'name': 'NAME', 'OPTION': VALUE}"
@@ -45,7 +44,6 @@ def train() -> None:
 
         name = config_flags.get_config_filename(flags.FLAGS["config"])
         folder = workdir.value or f"runs/{_run_name(name)}"
-        local_path(folder, field="--workdir")  # before the cache creates a folder beside it
         enable_compilation_cache(folder)
         train_and_evaluate(card.value, folder, trust_imports=trust.value)
 
@@ -79,8 +77,6 @@ def evaluate() -> None:
         from sdd_jax.evaluate import evaluate_workdir
 
         require(bool(workdir.value), "--workdir", workdir.value, "the folder of a run")
-        local_path(workdir.value, field="--workdir")  # before the cache creates a folder beside it
-        local_path(output.value, field="--output")
         enable_compilation_cache(output.value or workdir.value)  # the run may be read-only
         evaluate_workdir(
             workdir.value,

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdd_jax.paths import is_remote
+
 AXIS = "batch"
 CACHE_FOLDER = ".jax_cache"
 
@@ -77,7 +79,8 @@ def enable_compilation_cache(workdir: str) -> None:
     """
     # getattr, because JAX defines the attributes of its config at run time.
     cache_dir = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
-    if cache_dir is not None or not hasattr(os, "geteuid"):
+    # A remote folder is refused by the program; as a local path it would be a folder such as "gs:".
+    if cache_dir is not None or not hasattr(os, "geteuid") or is_remote(workdir):
         return
     folder = pathlib.Path(os.path.expanduser(workdir)).absolute().parent / CACHE_FOLDER
     try:

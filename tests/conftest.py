@@ -52,6 +52,14 @@ def tiny_config():
     return config
 
 
+@pytest.fixture
+def harmful(tmp_path):
+    """A Python file that leaves a trace when it is executed: ``executed`` beside it."""
+    path = tmp_path / "harmful.py"
+    path.write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()")
+    return path
+
+
 @pytest.fixture(scope="session")
 def encoded():
     """Function that encodes an array as an in-memory image file."""

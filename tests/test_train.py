@@ -428,14 +428,11 @@ def test_a_teacher_of_other_data_is_refused(on_arrays, tmp_path):
         train.train_and_evaluate(config, str(tmp_path / "student"))
 
 
-def test_a_teacher_that_imports_files_needs_trust(on_arrays, tmp_path):
+def test_a_teacher_that_imports_files_needs_trust(on_arrays, harmful, tmp_path):
     config, folder = on_arrays
-    (tmp_path / "harmful.py").write_text(
-        f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()"
-    )
     teacher = shutil.copytree(folder / "run", tmp_path / "teacher")
     record = json.loads((teacher / "config.json").read_text())
-    record["config"]["imports"] = [str(tmp_path / "harmful.py")]
+    record["config"]["imports"] = [str(harmful)]
     (teacher / "config.json").write_text(json.dumps(record))
     config = config.copy_and_resolve_references()
     config.objective = {"name": "distill"}

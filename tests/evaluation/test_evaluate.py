@@ -217,13 +217,10 @@ def test_other_data_than_those_of_the_run_are_reported(runs, tmp_path, caplog):
     assert len(caplog.records) == 1
 
 
-def test_files_that_a_run_imports_are_executed_on_request_only(runs, tmp_path):
-    (tmp_path / "harmful.py").write_text(
-        f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()"
-    )
+def test_files_that_a_run_imports_are_executed_on_request_only(runs, harmful, tmp_path):
     run = shutil.copytree(runs["ce"], tmp_path / "ce")
     record = json.loads((run / "config.json").read_text())
-    record["config"]["imports"] = [str(tmp_path / "harmful.py")]
+    record["config"]["imports"] = [str(harmful)]
     (run / "config.json").write_text(json.dumps(record))
     for arguments in ((str(run), ()), (str(runs["ce"]), (str(run),))):
         field = "--compare" if arguments[1] else "--workdir"

@@ -190,14 +190,6 @@ def test_differences_are_listed_by_field():
 # ------------------------------------------------------------------------------ code in a record
 
 
-@pytest.fixture
-def harmful(tmp_path):
-    """A Python file that leaves a trace when it is executed."""
-    path = tmp_path / "harmful.py"
-    path.write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()")
-    return path
-
-
 def test_files_that_a_record_imports_are_executed_on_request_only(tmp_path, harmful):
     run = tmp_path / "run"
     run.mkdir()
