@@ -145,8 +145,8 @@ class StreamedEngine:
 
     def _start(self, step: int) -> None:
         """Starts the workers. Worker processes block SIGINT and SIGTERM, which the parent handles."""
-        # First, since the tracker's own start unblocks both signals.
-        multiprocessing.resource_tracker.ensure_running()
+        if self._processes:  # first, since the tracker's own start unblocks both signals
+            multiprocessing.resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # threads and processes inherit it
         try:
             self._batches = iter(self._dataset(step))
