@@ -34,7 +34,7 @@ class Row:
       published: the published figure.
       options: further arguments of ``train.py``.
       teacher: card of a teacher to train first.
-      is_candidate: one of several values, of which the validation split selects one.
+      method: method of which this is one of several values; the validation split selects one of them.
     """
 
     label: str
@@ -42,7 +42,7 @@ class Row:
     published: str = ""
     options: tuple[str, ...] = ()
     teacher: str = ""
-    is_candidate: bool = False
+    method: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Plan:
 CHECKS = "--checks=accuracy,calibration,ood,adversarial,corruption"
 PAPER = "configs/cifar100_resnet18.py"
 SMALL = "configs/cifar100_50_per_class.py"
+BIRDS = "configs/cub100.py"
 
 _CIFAR100 = {
     "ce": ("CE", ":ce", "74.8 ± 0.3"),
@@ -111,13 +112,26 @@ PLANS: dict[str, Plan] = {
                 f"SD-Dropout, weight {weight}",
                 SMALL,
                 options=(f"--config.sd_dropout.weight={weight}",),
-                is_candidate=True,
+                method="SD-Dropout",
             )
             for weight in ("0.02", "0.1", "1.0")
         },
         figures=FIGURES,
         evaluation=(CHECKS, "--config.eval.epsilons=(2.0,)", "--config.eval.max_images=1000"),
         ood=("cifar10", "mnist"),
+    ),
+    "cub100": Plan(
+        rows={
+            f"ce-{decay}": Row(
+                f"CE, weight decay {decay}",
+                f"{BIRDS}:ce",
+                options=(f"--config.optimizer.weight_decay={decay}",),
+                method="CE",
+            )
+            for decay in ("1e-4", "5e-4", "2e-3")
+        },
+        figures=FIGURES,
+        evaluation=("--checks=accuracy,calibration,ood",),
     ),
     "distillation": Plan(
         rows={

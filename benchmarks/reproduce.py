@@ -5,8 +5,8 @@
 PLAN is one of :mod:`benchmarks.plans`. DIR is a tfds ``data_dir``, or holds ``cifar100.npz`` and its
 like, with arrays as for ``npz:``. Each run is ``train.py`` and then ``eval.py``; an interrupted run
 resumes. Its figures go to ``benchmarks/results/PLAN/ROW-SEED.json``; a run with such a file is skipped.
-Candidates all train with the first seed, and the one with the highest validation accuracy with the other
-seeds. ``--tables``, alone or with a plan, updates the tables in the README.
+The rows of one method all train with the first seed, and the one with the highest validation accuracy with
+the other seeds. ``--tables``, alone or with a plan, updates the tables in the README.
 """
 
 import argparse
@@ -72,19 +72,16 @@ def call(script: str, *args: str) -> None:
 
 
 def schedule(plan: str, rows: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
-    """Yields the runs ``(row, seed)`` to make; for later seeds, only the selected candidate."""
-    candidates = [row for row in rows if PLANS[plan].rows[row].is_candidate]
+    """Yields the runs ``(row, seed)`` to make; for later seeds, only the selected row of each method."""
+    methods = {row: PLANS[plan].rows[row].method for row in rows}
     for seed in seeds:
-        for row in rows:
-            if (
-                seed == seeds[0]
-                or row not in candidates
-                or row == _selected(plan, candidates, seeds[0])
-            ):
+        for row, method in methods.items():
+            candidates = [other for other in rows if method and methods[other] == method]
+            if seed == seeds[0] or not method or row == selected(plan, candidates, seeds[0]):
                 yield row, seed
 
 
-def _selected(plan: str, candidates: Sequence[str], seed: int) -> str:
+def selected(plan: str, candidates: Sequence[str], seed: int) -> str:
     """The candidate with the highest validation accuracy of a seed."""
 
     def accuracy(row: str) -> float:

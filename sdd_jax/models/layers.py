@@ -1,5 +1,6 @@
 """Layers that the networks share: convolution, batch norm, pooling, dropout, initialisers."""
 
+import math
 import zlib
 from collections.abc import Callable
 from functools import partial, reduce
@@ -7,6 +8,7 @@ from functools import partial, reduce
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sdd_jax.dropout import dropout
@@ -49,14 +51,17 @@ def per_backend(*, cpu: Callable, default: Callable) -> Callable:
     return function
 
 
-def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args, **options) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, but colour images ``[B, H, W, 3]`` get a fourth channel on CPU.
+def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
+    """`jax.lax.conv_general_dilated` ``[B, H, W, C]`` by ``[h, w, C, D]``, with two forms for CPUs.
 
-    Eigen, XLA's convolution on CPU, then loads whole vectors: a 5x5 stem takes half the time.
+    Colour images get a fourth channel: Eigen, XLA's convolution on CPU, then loads whole vectors, and a
+    5x5 stem takes half the time. And where the kernel has more positions than the output, as 3x3 on 2x2,
+    the convolution is one product of matrices: XLA would exchange image and kernel there, which Eigen
+    cannot do, and its loops take a hundred times as long.
     """
 
     def convolve(x, kernel):
-        return lax.conv_general_dilated(x, kernel, *args, **options)
+        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
     def padded(x, kernel):
         zero = ((0, 0),)
@@ -64,9 +69,23 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args, **options) -> j
             jnp.pad(x, zero * 3 + ((0, 1),)), jnp.pad(kernel, zero * 2 + ((0, 1),) + zero)
         )
 
-    if x.shape[-1] != 3 or kernel.shape[-2] != 3:
-        return convolve(x, kernel)
-    return per_backend(cpu=padded, default=convolve)(x, kernel)
+    def multiplied(x, kernel):
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        ends = [(n - 1) * stride + 1 for n, stride in zip(positions, strides, strict=True)]
+        windows = [
+            x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+            for i, j in np.ndindex(size)
+        ]
+        return jnp.concatenate(windows, -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+    size = kernel.shape[:2]
+    positions = jax.eval_shape(convolve, x, kernel).shape[1:3]
+    # A patch embedding's windows do not overlap, and its images need no gradient: it is not slow.
+    if math.prod(positions) < math.prod(size) and tuple(strides) < size:
+        return per_backend(cpu=multiplied, default=convolve)(x, kernel)
+    if x.shape[-1] == kernel.shape[-2] == 3:
+        return per_backend(cpu=padded, default=convolve)(x, kernel)
+    return convolve(x, kernel)
 
 
 Conv = partial(nn.Conv, kernel_init=hidden_init, conv_general_dilated=conv_general_dilated)

@@ -15,12 +15,15 @@ KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("stride", "padding"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("height", "width", "stride", "padding"),
+    [(9, 8, 1, 2), (9, 8, 2, 1), (3, 4, 1, 2), (7, 8, 2, 2), (2, 1, 2, 2)],
+)
 def test_convolution_has_the_values_and_gradients_of_sums_over_windows(
-    by_hand, channels, stride, padding
+    by_hand, channels, height, width, stride, padding
 ):
     random = np.random.default_rng(0)
-    x, dx = random.standard_normal((2, 2, 9, 8, channels)).astype(np.float32)
+    x, dx = random.standard_normal((2, 2, height, width, channels)).astype(np.float32)
     kernel, dkernel = random.standard_normal((2, 5, 5, channels, 6)).astype(np.float32)
     layer = Conv(6, (5, 5), strides=(stride, stride), padding=padding, use_bias=False)
 
