@@ -69,6 +69,12 @@ PAPER = "configs/cifar100_resnet18.py"
 SMALL = "configs/cifar100_50_per_class.py"
 BIRDS = "configs/cub100.py"
 
+
+def _objective(name: str, **options: float) -> str:
+    """The argument that selects an objective with its options."""
+    return f"--config.objective={ {'name': name, **options} }"
+
+
 _CIFAR100 = {
     "ce": ("CE", ":ce", "74.8 ± 0.3"),
     "sd_dropout": ("SD-Dropout", "", "76.8 ± 0.3"),
@@ -129,6 +135,37 @@ PLANS: dict[str, Plan] = {
                 method="CE",
             )
             for decay in ("1e-4", "5e-4", "2e-3")
+        }
+        | {
+            f"label_smoothing-{smoothing}": Row(
+                f"label smoothing {smoothing}",
+                f"{BIRDS}:ce",
+                options=(_objective("label_smoothing", smoothing=smoothing),),
+                method="label smoothing",
+            )
+            for smoothing in (0.1, 0.2, 0.4)
+        }
+        | {
+            f"dropout-{rate}": Row(
+                f"dropout {rate}",
+                f"{BIRDS}:ce",
+                options=(_objective("dropout_cross_entropy", dropout_rate=rate),),
+                method="dropout",
+            )
+            for rate in (0.3, 0.5, 0.7)
+        }
+        | {
+            f"sd_dropout-{weight}": Row(
+                f"SD-Dropout, weight {weight}",
+                BIRDS,
+                options=(f"--config.sd_dropout.weight={weight}",),
+                method="SD-Dropout",
+            )
+            for weight in (0.1, 0.3, 1.0)
+        }
+        | {
+            "byot": Row("BYOT", f"{BIRDS}:byot"),
+            "byot-sd_dropout": Row("BYOT + SD-Dropout 0.1", f"{BIRDS}:byot,sd_dropout"),
         },
         figures=FIGURES,
         evaluation=("--checks=accuracy,calibration,ood",),

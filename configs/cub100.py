@@ -1,7 +1,8 @@
 """CUB-100 at 48 pixels, ResNet-18 at width 32: fine-grained classification, small enough for one core.
 
 The paper's recipe, shrunk: 100 classes of CUB-200-2011 with about 30 training images each, 100 epochs. A
-tenth of the training images is held out to select among methods and weights.
+tenth of the training images is held out to select among values; it selected the weight decay for
+cross-entropy, from 1e-4 (the paper's), 5e-4 and 2e-3.
 
 Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.05642)
 Data      DIR/cub100_48.npz: 2,999 training and 2,903 test images, resized to 48 x 48 pixels, as for
@@ -24,6 +25,7 @@ def get_config(argument: str = "sd_dropout"):
     config.augment.pad = 6
     config.model.stem = "imagenet"
     config.model.width = 32
+    config.optimizer.weight_decay = 5e-4
     config.batch_size = 32
     config.schedule.milestones = ("50 epochs", "75 epochs")
     config.duration = "100 epochs"
