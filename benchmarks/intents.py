@@ -17,6 +17,7 @@ STUDIES = {  # arguments of the example
     "5": ("--shots=5",),
     "10": ("--shots=10",),
     "50": ("--shots=50",),
+    "transformer": ("--shots=10", "--encoder=transformer", "--seeds=5"),
 }
 
 

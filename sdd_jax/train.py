@@ -1,6 +1,7 @@
 """The training program: from a config and a workdir to a trained, evaluated network."""
 
 import contextlib
+import itertools
 import pathlib
 import signal
 import time
@@ -310,12 +311,14 @@ class _StopRequested(Exception):
     """A stop was requested during an evaluation."""
 
 
+_polls = itertools.count(1)  # of all runs of this process: JAX stops at a poll later than all before
+
+
 class _StopSignal:
     """Handles SIGTERM and the first Ctrl-C; several processes agree on the step at which to stop."""
 
     def __enter__(self):
         self._received = False
-        self._polls = 0
         self._previous = {}
         if jax.process_count() == 1:  # otherwise JAX's preemption service handles SIGTERM
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -332,8 +335,7 @@ class _StopSignal:
     def received(self) -> bool:
         """True if the run should stop now; every process must call it equally often."""
         if jax.process_count() > 1 and not self._received:
-            self._polls += 1
-            self._received = multihost_utils.reached_preemption_sync_point(self._polls)
+            self._received = multihost_utils.reached_preemption_sync_point(next(_polls))
         return self._received
 
     def check(self) -> None:

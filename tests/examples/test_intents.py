@@ -79,13 +79,16 @@ def test_a_seed_draws_the_same_number_of_examples_of_each_intent(intents, clinc1
 
 
 def test_questions_become_the_numbers_of_their_known_tokens(intents):
-    assert intents.tokens("Is it, is IT here?") == ["is", "it", "here", "is it", "it is", "it here"]
-    vocabulary = {"it": 1, "here": 2, "is it": 3}
+    assert intents.words("Is it, is IT here?") == ["is", "it", "is", "it", "here"]
+    assert intents.words_and_pairs("Is it, is IT here?") == [
+        "is", "it", "here", "is it", "it is", "it here"
+    ]  # fmt: skip
+    bag, vocabulary = intents.ENCODERS["bag"], {"it": 1, "here": 2, "is it": 3}
     many = {f"word{n}": n + 1 for n in range(40)}
-    ids = intents.encode([("Is it here", 0), ("x", 1)], vocabulary)
+    ids = intents.number([("Is it here", 0), ("x", 1)], bag, vocabulary)
     assert ids[:, :4].tolist() == [[1, 2, 3, 0], [0, 0, 0, 0]]
     assert not ids[:, 4:].any()
-    assert intents.encode([(" ".join(many), 0)], many).tolist() == [list(range(1, 33))]
+    assert intents.number([(" ".join(many), 0)], bag, many).tolist() == [list(range(1, 33))]
 
 
 def test_the_interval_is_that_of_student(intents):
@@ -95,14 +98,22 @@ def test_the_interval_is_that_of_student(intents):
     )
 
 
-def test_padding_changes_no_feature(intents):
-    network = intents.BagOfTokens(9, 3, width=8, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("name", ["bag", "transformer"])
+def test_padding_changes_no_feature(intents, name):
+    network = intents.ENCODERS[name].network(9, 6, 3, 8, rngs=nnx.Rngs(0))
     ids = np.array([[4, 2, 8], [5, 0, 0]], np.int32)
     padded = np.pad(ids, ((0, 0), (0, 3)))
     features = network.features(ids)
     assert features.shape == (2, 8)
     np.testing.assert_allclose(network.features(padded), features, atol=1e-6)
     assert not np.allclose(features[0], features[1])
+
+
+def test_the_transformer_sees_the_order_of_words_and_a_question_without_known_words(intents):
+    network = intents.Transformer(9, 6, 3, 8, rngs=nnx.Rngs(0))
+    there, back, empty = network.features(np.array([[4, 2, 8], [8, 2, 4], [0, 0, 0]], np.int32))
+    assert not np.allclose(there, back, atol=1e-3)
+    np.testing.assert_array_equal(empty, 0)
 
 
 def run(*arguments):
@@ -136,7 +147,8 @@ def test_the_command_reports_every_method_and_seed(clinc150, tmp_path):
 @pytest.mark.slow
 def test_the_command_takes_a_folder_of_csv_files(banking77, tmp_path):
     out = tmp_path / "out.json"
-    done = run(f"--data={banking77}", "--shots=3", "--seeds=3", "--width=16", f"--json={out}")
+    sizes = ("--shots=3", "--seeds=3", "--width=16", "--encoder=transformer")
+    done = run(f"--data={banking77}", *sizes, f"--json={out}")
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
     assert set(results) == METHODS
