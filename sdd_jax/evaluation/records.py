@@ -185,6 +185,7 @@ def _from_json(values: Mapping[str, Any]) -> CheckRecord:
                 float(line["scale"]),
                 int(line["digits"]),
                 line["higher_is_better"],
+                str(line.get("raw", "")),
             )
             for line in values["headline"]
         ],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdd_jax.evaluation.plots import Picture
-from sdd_jax.evaluation.results import MISSING, CheckResult, Headline, Table
+from sdd_jax.evaluation.results import MISSING, WARNING, CheckResult, Headline, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +46,24 @@ class Report:
     sections: Sequence[Section]
 
     def summary(self) -> list[dict[str, Any]]:
-        """Rows of the summary table: label, values by run, differences from the first run."""
+        """Rows of the summary table: label, values by run, differences from the first run.
+
+        A metric that several checks report at one step is one row. The raw figure is directly below its
+        temperature-scaled one, at the place of the first of the two.
+        """
+        quantities: dict[tuple[str, str], dict[str, Headline]] = {}
+        for section in self.sections:
+            for line in (line for result in section.results.values() for line in result.headline):
+                lines = quantities.setdefault((section.step, line.raw or line.metric), {})
+                lines[line.metric] = line
         return [
-            self._summary_row(section, line)
-            for section in self.sections
-            for line in {
-                line.metric: line for result in section.results.values() for line in result.headline
-            }.values()
+            self._summary_row(step, line, beside=i > 0)
+            for (step, _), lines in quantities.items()
+            for i, line in enumerate(sorted(lines.values(), key=lambda line: not line.raw))
         ]
 
-    def _summary_row(self, section: Section, line: Headline) -> dict[str, Any]:
-        values = [
-            section.results[run].metrics.get(line.metric) if run in section.results else None
-            for run in self.runs
-        ]
+    def _summary_row(self, step: str, line: Headline, *, beside: bool) -> dict[str, Any]:
+        values = [self._headline_value(run, step, line.metric) for run in self.runs]
         others = []
         for value in values[1:]:
             difference = None if value is None or values[0] is None else value - values[0]
@@ -71,23 +75,50 @@ class Report:
                 }
             )
         return {
-            "label": f"{line.label} ({section.step})" if section.step else line.label,
+            "label": f"{line.label} ({step})" if step else line.label,
             "better": {None: "", True: "higher", False: "lower"}[line.higher_is_better],
+            "beside": beside,
             "first": line.show(values[0]),
             "others": others,
         }
 
+    def _headline_value(self, run: str, step: str, metric: str) -> float | None:
+        for section in self.sections:
+            result = section.results.get(run) if section.step == step else None
+            if result and any(line.metric == metric for line in result.headline):
+                return result.metrics.get(metric)
+        return None
+
+    def warnings(self) -> list[str]:
+        """The notes that are warnings, without the word, preceded by their runs and step."""
+        return [note for section in self.sections for note in self._notes(section, warnings=True)]
+
+    def _notes(self, section: Section, *, warnings: bool = False) -> list[str]:
+        """Each warning, or each other note, once, preceded by its runs unless it applies to all."""
+        runs_of: dict[str, list[str]] = {}
+        for run, result in section.results.items():
+            for note in result.notes:
+                if note.startswith(WARNING) == warnings:
+                    runs_of.setdefault(note.removeprefix(WARNING), []).append(run)
+        step = [section.step] if warnings and section.step else []
+        where = {
+            note: ", ".join((runs if len(runs) < len(self.runs) else []) + step)
+            for note, runs in runs_of.items()
+        }
+        return [f"{prefix}: {note}" if prefix else note for note, prefix in where.items()]
+
     def text(self) -> str:
-        """Notes and tables for a terminal, the summary last."""
+        """Notes and tables for a terminal, the warnings and the summary last."""
         blocks = []
         for section in self.sections:
-            blocks += _notes(section.results)
+            blocks += self._notes(section)
             for run, result in section.results.items():
                 suffix = f" ({run})" if len(self.runs) > 1 else ""
                 blocks += [
                     dataclasses.replace(table, title=table.title + suffix).text()
                     for table in result.tables
                 ]
+        blocks += [WARNING + warning for warning in self.warnings()]
         rows = [
             [row["label"], row["first"]]
             + [
@@ -110,7 +141,7 @@ class Report:
                 "name": section.name,
                 "title": section.title,
                 "source": section.source,
-                "notes": _notes(section.results),
+                "notes": self._notes(section),
                 "skipped": section.skipped,
                 "tables": [
                     (run, table)
@@ -126,7 +157,7 @@ class Report:
             for section in self.sections
         ]
         return environment.from_string(template.read_text(encoding="utf-8")).render(
-            runs=self.runs, summary=self.summary(), sections=sections
+            runs=self.runs, warnings=self.warnings(), summary=self.summary(), sections=sections
         )
 
 
@@ -136,18 +167,6 @@ def _verdict(line: Headline, difference: float | None) -> str:
     if float(line.show(difference)) == 0:
         return "same"
     return "better" if (difference > 0) == line.higher_is_better else "worse"
-
-
-def _notes(results: Mapping[str, CheckResult]) -> list[str]:
-    """Each note once, preceded by its runs unless it applies to all."""
-    runs_of: dict[str, list[str]] = {}
-    for run, result in results.items():
-        for note in result.notes:
-            runs_of.setdefault(note, []).append(run)
-    return [
-        note if len(runs) == len(results) else f"{', '.join(runs)}: {note}"
-        for note, runs in runs_of.items()
-    ]
 
 
 def _side_by_side(results: Sequence[CheckResult | None]) -> list[tuple[str, list[str]]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MISSING = "-"
+WARNING = "Warning: "  # start of a note that is displayed with the summary, not with its check
 
 # (figure, {run: (data of the run, keyword arguments of its lines)})
 Draw = Callable[[Any, Mapping[str, tuple[Any, Mapping[str, Any]]]], None]
@@ -20,6 +21,7 @@ class Headline:
       scale: factor of the displayed value, 100 for per cent.
       digits: number of decimal places.
       higher_is_better: None if neither direction is better.
+      raw: for a temperature-scaled figure, the metric without the scaling, shown below it.
     """
 
     metric: str
@@ -27,6 +29,7 @@ class Headline:
     scale: float = 1.0
     digits: int = 2
     higher_is_better: bool | None = True
+    raw: str = ""
 
     def show(self, value: float | None, *, signed: bool = False) -> str:
         """Formats a value of the metric, or a difference of two values."""
@@ -86,7 +89,7 @@ class CheckResult:
       headline: the metrics of the summary table.
       plots: plots.
       tables: tables for the terminal and the report.
-      notes: sentences that a reader needs, e.g. that the data are generated.
+      notes: sentences that a reader needs, e.g. that the data are generated; see :data:`WARNING`.
     """
 
     metrics: Mapping[str, float]

@@ -13,6 +13,8 @@ from sdd_jax.devices import replicate
 from sdd_jax.errors import InputError
 from sdd_jax.evaluation import Evaluator, corruptions
 from sdd_jax.evaluation.checks import build, checks, default_options
+from sdd_jax.evaluation.report import Report, Section
+from sdd_jax.evaluation.results import WARNING
 from sdd_jax.experiment import load_setup
 from sdd_jax.runs import load_trained_network, read_config
 
@@ -70,18 +72,143 @@ def test_temperature_is_fitted_on_the_validation_split_alone(ce):
     assert values["nll"] == pytest.approx(nll(test, ce.labels), rel=1e-3)
 
 
+def test_confidence_and_its_gap_to_the_accuracy_are_metrics(ce):
+    values = build("calibration", {})(ce).metrics
+    logits = by_hand(ce, ce.images)
+    confidence = scipy.special.softmax(logits, axis=-1).max(-1).mean()
+    accuracy = np.mean(logits.argmax(-1) == ce.labels)
+    assert values["calibration/confidence"] == pytest.approx(confidence, abs=1e-5)
+    assert values["calibration/gap"] == pytest.approx(accuracy - confidence, abs=1e-5)
+
+
 def test_without_a_validation_split_no_temperature_is_fitted_and_a_note_says_so(ce):
     result = build("calibration", {})(with_validation(ce, None))
     assert not any("temperature" in name or "scaled" in name for name in result.metrics)
-    assert result.notes == ["There is no validation split, so no temperature is fitted."]
+    (note,) = result.notes
+    assert note.startswith("There is no validation split, so no temperature is fitted")
+    assert "--config.dataset.validation=0.1" in note
+    assert labels_of(with_validation(ce, None)) == [
+        "accuracy, %", "NLL, raw, nats", "ECE, raw, %", "AURC",
+    ]  # fmt: skip
 
 
-def test_a_note_explains_a_temperature_at_its_bound(ce):
-    correct = np.flatnonzero(ce.logits.argmax(-1) == ce.labels)[:40]
-    validation = ce.setup.dataset.splits["test"].take(correct)
-    result = build("calibration", {})(with_validation(ce, validation))
+def all_correct(evaluator):
+    """The evaluator with 40 validation images that it classifies correctly."""
+    correct = np.flatnonzero(evaluator.logits.argmax(-1) == evaluator.labels)[:40]
+    return with_validation(evaluator, evaluator.setup.dataset.splits["test"].take(correct))
+
+
+def test_a_note_explains_a_temperature_at_its_bound_and_its_figures_are_not_in_the_summary(ce):
+    result = build("calibration", {})(all_correct(ce))
     assert result.metrics["calibration/temperature"] == 0.01
+    assert result.metrics["calibration/scaled/nll"] > result.metrics["nll"]
     assert "all 40 validation images are classified correctly" in result.notes[0]
+    assert "a larger dataset.validation" in result.notes[0]
+    assert labels_of(all_correct(ce)) == labels_of(with_validation(ce, None))
+
+
+def labels_of(evaluator, names=("accuracy", "calibration")):
+    """Labels of the summary of these checks."""
+    sections = [Section(name, name, {"run": build(name, {})(evaluator)}) for name in names]
+    return [row["label"] for row in Report({"run": {}}, sections).summary()]
+
+
+def test_temperature_scaled_figures_come_first_and_raw_ones_beside_them(ce):
+    pairs = (
+        "NLL, temperature-scaled, nats", "NLL, raw, nats", "ECE, temperature-scaled, %",
+        "ECE, raw, %", "fitted temperature", "AURC",
+    )  # fmt: skip
+    assert labels_of(ce) == ["accuracy, %", *pairs]
+    assert labels_of(ce, ["calibration"]) == list(pairs)
+    assert set(labels_of(ce, ["calibration", "accuracy"])) == {"accuracy, %", *pairs}
+    headline = {line.label: line.metric for line in build("calibration", {})(ce).headline}
+    assert headline["NLL, temperature-scaled, nats"] == "calibration/scaled/nll"
+    assert headline["NLL, raw, nats"] == "nll"
+    assert labels_of(ce, ["accuracy"]) == ["accuracy, %", "NLL, raw, nats"]
+
+
+def softened(evaluator, factor):
+    """The evaluator of the network whose logits are divided by a factor."""
+    head = {
+        name: x / np.float32(factor)
+        for name, x in evaluator.variables["params"]["classifier"].items()
+    }
+    params = evaluator.variables["params"] | {"classifier": head}
+    return dataclasses.replace(evaluator, variables=evaluator.variables | {"params": params})
+
+
+def warnings_of(evaluator):
+    notes = build("calibration", {})(evaluator).notes
+    return [note.removeprefix(WARNING) for note in notes if note.startswith(WARNING)]
+
+
+def test_an_underconfident_network_is_warned_about_with_its_figures_and_the_remedy(sd_dropout):
+    evaluator = softened(sd_dropout, 6)
+    logits = by_hand(sd_dropout, sd_dropout.images) / 6
+    confidence = scipy.special.softmax(logits, axis=-1).max(-1).mean()
+    accuracy = np.mean(logits.argmax(-1) == sd_dropout.labels)
+    temperature = build("calibration", {})(sd_dropout).metrics["calibration/temperature"] / 6
+    (warning,) = warnings_of(evaluator)
+    for text in (
+        f"underconfident: its mean confidence is {100 * confidence:.1f} %, its accuracy "
+        f"{100 * accuracy:.1f} %.",
+        "probabilities are too low",
+        "the ranking of the classes and the accuracy are unaffected",
+        f"Divide the logits by the fitted temperature, {temperature:.3g},",
+        "compare runs by the temperature-scaled figures",
+        "a smaller sd_dropout.weight",
+    ):
+        assert text in warning
+    assert "\n" not in warning
+
+
+def test_the_warning_of_an_overconfident_network_mirrors_it(sd_dropout):
+    (warning,) = warnings_of(softened(sd_dropout, 0.05))
+    assert "the network is overconfident: its mean confidence is " in warning
+    assert "probabilities are too high" in warning
+    assert "Divide the logits by the fitted temperature, " in warning
+    assert "weight" not in warning
+
+
+def test_a_network_without_a_fitted_temperature_is_warned_about_as_well(ce):
+    for evaluator in (with_validation(softened(ce, 6), None), all_correct(softened(ce, 6))):
+        (warning,) = warnings_of(evaluator)
+        assert "underconfident" in warning
+        assert "or compare runs by NLL or ECE, fit a temperature: train with a larger" in warning
+        assert "weight" not in warning  # it was trained without SD-Dropout
+
+
+def test_the_remedy_is_not_a_temperature_that_widens_the_gap(ce):
+    """Validation labels that are often wrong want a temperature above 1."""
+    evaluator = softened(ce, 6)
+    validation = ce.setup.dataset.splits["validation"]
+    wrong = np.where(
+        np.arange(len(validation)) % 5, (validation.labels + 1) % 10, validation.labels
+    )
+    wrong = dataclasses.replace(validation, labels=wrong.astype(np.int32))
+    (warning,) = warnings_of(with_validation(evaluator, wrong))
+    assert "underconfident" in warning
+    assert "Divide" not in warning
+    assert "does not correct this" in warning
+
+
+@pytest.mark.parametrize(
+    ("count", "correct", "expected"),
+    [
+        (4, 3, False),  # the gap of 0.15 is less than two standard errors, 0.5
+        (400, 300, True),  # 0.05
+        (400, 180, True),  # -0.15
+        (100_000, 61_500, False),  # many standard errors, but only 0.015
+        (1, 1, False),
+    ],
+)
+def test_a_gap_that_is_small_or_within_chance_is_not_warned_about(linear, count, correct, expected):
+    images = np.zeros((count, 1, 1, 1), np.uint8)
+    labels = (np.arange(count) >= correct).astype(int)
+    evaluator = linear(images, labels, bias=(np.log(1.5), 0.0), batch_size=count)  # confidence 0.6
+    result = build("calibration", {})(evaluator)
+    assert result.metrics["calibration/gap"] == pytest.approx(correct / count - 0.6, abs=1e-6)
+    assert bool(warnings_of(evaluator)) == expected
 
 
 def test_detection_is_that_of_the_resized_images_of_the_other_set(ce):

@@ -119,6 +119,30 @@ def test_a_run_is_evaluated_alone_as_in_a_comparison(compared, capsys, tmp_path)
     assert {name: metrics(other)[name] for name in alone} == alone
 
 
+def test_an_underconfident_run_is_warned_about_in_terminal_records_and_page(
+    runs, monkeypatch, tmp_path, capsys
+):
+    def logits(self):
+        return self.logits_of(self.images) / (6 if self.setup.sd_dropout_rate else 1)
+
+    monkeypatch.setattr(Evaluator, "logits", property(logits))
+    folders = [str(runs["sd_dropout"]), str(runs["ce"])]
+    evaluate_workdir(folders[0], compare=folders[1:], output=str(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    (warning,) = [line for line in lines if line.startswith("Warning: sd_dropout: ")]
+    (note,) = json.loads((tmp_path / "checks.json").read_text())["calibration"]["notes"]
+    assert warning == note.replace("Warning: ", "Warning: sd_dropout: ")
+    page = (tmp_path / "report.html").read_text()
+    assert page.index(note.removeprefix("Warning: ")) < page.index("<h2>Summary</h2>")
+    rows = [line[:30].strip() for line in lines[lines.index("Summary") + 2 :]][:5]
+    assert rows == [
+        "accuracy, %", "NLL, temperature-scaled, nats", "NLL, raw, nats",
+        "ECE, temperature-scaled, %", "ECE, raw, %",
+    ]  # fmt: skip
+    positions = [page.index(f"<td>{label}</td>") for label in rows]
+    assert positions == sorted(positions)
+
+
 def test_runs_and_checks_that_cannot_be_evaluated_are_refused(runs, tmp_path):
     ce = str(runs["ce"])
     with pytest.raises(InputError, match="--compare: must be other runs"):

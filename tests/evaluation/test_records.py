@@ -12,6 +12,8 @@ from sdd_jax.evaluation import records
 from sdd_jax.evaluation.plots import Picture
 from sdd_jax.evaluation.results import CheckResult, Headline, Table
 
+TIME = "2026-01-02T03:04:05+00:00"
+
 
 def write(folder, metrics_of, *, step=1, plots=None):
     """Writes a record for each check of ``{check: metrics}``, with the plots of ``{check: names}``."""
@@ -32,7 +34,7 @@ def write(folder, metrics_of, *, step=1, plots=None):
             pictures[check],
             title=check.title(),
             step=step,
-            time="2026-01-02T03:04:05+00:00",
+            time=TIME,
             checkpoint="latest",
             options={"rates": (0.5,)},
             runs={"other": 7},
@@ -58,7 +60,7 @@ def test_records_come_back_as_they_were_written(tmp_path):
     (record,) = records.read(folder).values()
     assert record.metrics == {"a/x": 0.5, "a/n": 3, "a/y": None}
     assert (record.title, record.step, record.checkpoint) == ("A", 1, "latest")
-    assert (record.time, record.runs) == ("2026-01-02T03:04:05+00:00", {"other": 7})
+    assert (record.time, record.runs) == (TIME, {"other": 7})
     assert record.options == {"rates": [0.5]}
     assert record.headline == [Headline("x", "x, %", 100, 1, None)]
     assert record.tables == [Table("t", ["", "a"], [["r", "1"]])]
@@ -66,6 +68,17 @@ def test_records_come_back_as_they_were_written(tmp_path):
     assert np.isnan(record.result.metrics["a/y"])
     assert record.result.notes == ["note"]
     assert metrics(folder) == {"step": 1, "eval/a/x": 0.5, "eval/a/n": 3, "eval/a/y": None}
+
+
+def test_the_raw_metric_of_a_headline_is_kept_and_may_be_absent(tmp_path):
+    line = Headline("scaled/x", "x, scaled", raw="x")
+    new = {"a": records.record(CheckResult({"x": 1.0}, [line]), [], title="A", step=1, time=TIME)}
+    with records.locked(tmp_path):
+        records.write(tmp_path, 1, new, {"a": []})
+    assert records.read(tmp_path)["a"].headline == [line]
+    path = tmp_path / "checks.json"
+    path.write_text(path.read_text().replace(',\n        "raw": "x"', ""))  # an older file
+    assert records.read(tmp_path)["a"].headline == [Headline("scaled/x", "x, scaled")]
 
 
 def test_a_repeated_check_is_replaced_and_the_others_stay(tmp_path):

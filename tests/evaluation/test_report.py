@@ -8,7 +8,7 @@ import pytest
 
 from sdd_jax.evaluation.plots import pictures
 from sdd_jax.evaluation.report import Report, Section
-from sdd_jax.evaluation.results import CheckResult, Headline, Plot, Table
+from sdd_jax.evaluation.results import WARNING, CheckResult, Headline, Plot, Table
 
 
 class Page(html.parser.HTMLParser):
@@ -82,7 +82,9 @@ def test_a_section_from_an_earlier_evaluation_says_its_step():
 def test_differences_are_judged_by_the_better_direction(higher_is_better, better, verdict):
     (row,) = report(headline=[Headline("x", "x", 100, 1, higher_is_better)]).summary()
     cell = {"value": "50.0", "difference": "+25.0", "verdict": verdict}
-    assert row == {"label": "x", "better": better, "first": "25.0", "others": [cell]}
+    assert row == {
+        "label": "x", "better": better, "beside": False, "first": "25.0", "others": [cell]
+    }  # fmt: skip
 
 
 def test_values_that_are_equal_missing_or_not_numbers_have_no_direction():
@@ -95,6 +97,79 @@ def test_values_that_are_equal_missing_or_not_numbers_have_no_direction():
     only_b = dataclasses.replace(section, results={"b": section.results["b"]})
     (row,) = Report(full.runs, [only_b]).summary()
     assert (row["first"], row["others"][0]["difference"]) == ("-", "-")
+
+
+NLL, ECE, SCALED_NLL, SCALED_ECE = (
+    Headline("nll", "NLL, raw", higher_is_better=False),
+    Headline("ece", "ECE, raw", higher_is_better=False),
+    Headline("s/nll", "NLL, scaled", higher_is_better=False, raw="nll"),
+    Headline("s/ece", "ECE, scaled", higher_is_better=False, raw="ece"),
+)
+
+
+def two_checks(first=("a", "b"), second=("a", "b"), **attributes):
+    """Accuracy and NLL in one check, the pairs of raw and scaled figures in another."""
+    raw, scaled = {"nll": 2.0, "ece": 0.2}, {"s/nll": 1.0, "s/ece": 0.1}
+    accuracy = CheckResult({"accuracy": 0.5, "nll": 2.0}, [Headline("accuracy", "accuracy"), NLL])
+    pairs = {
+        "a": CheckResult(raw | scaled, [ECE, NLL, SCALED_ECE, SCALED_NLL]),
+        "b": CheckResult(raw | scaled, [ECE, NLL]),  # its scaled figures are not for the summary
+    }
+    return [
+        Section("accuracy", "Accuracy", dict.fromkeys(first, accuracy)),
+        Section("pairs", "Pairs", {run: pairs[run] for run in second}, **attributes),
+    ]
+
+
+def rows_of(sections):
+    return [
+        (row["label"], row["beside"], row["first"], row["others"][0]["value"])
+        for row in Report({"a": {}, "b": {}}, sections).summary()
+    ]
+
+
+def test_a_raw_figure_stands_below_its_scaled_one_wherever_the_two_were_computed():
+    expected = [
+        ("accuracy", False, "0.50", "0.50"),
+        ("NLL, scaled", False, "1.00", "-"),
+        ("NLL, raw", True, "2.00", "2.00"),
+        ("ECE, scaled", False, "0.10", "-"),
+        ("ECE, raw", True, "0.20", "0.20"),
+    ]
+    assert rows_of(two_checks()) == expected
+    assert sorted(rows_of(two_checks()[::-1])) == sorted(expected)
+    page = Report({"a": {}, "b": {}}, two_checks()).html()
+    assert page.count('<tr class="beside">') == 2
+    assert page.index("NLL, scaled") < page.index("NLL, raw") < page.index("ECE, scaled")
+
+
+def test_a_metric_of_two_checks_at_one_step_is_one_row_with_the_values_of_both():
+    sections = two_checks(second=("a",), source="From an earlier evaluation.")
+    assert ("NLL, raw", True, "2.00", "2.00") in rows_of(sections)
+    other_step = two_checks(second=("a",), step="step 7")
+    assert [row[:2] for row in rows_of(other_step)] == [
+        ("accuracy", False),
+        ("NLL, raw", False),
+        ("ECE, scaled (step 7)", False),
+        ("ECE, raw (step 7)", True),
+        ("NLL, scaled (step 7)", False),
+        ("NLL, raw (step 7)", True),
+    ]
+
+
+def test_warnings_stand_above_the_summary_with_their_run_and_step():
+    results = {
+        "a": CheckResult({"x": 1.0}, HEADLINE, notes=["Just a note."]),
+        "b": CheckResult({"x": 1.0}, HEADLINE, notes=[f"{WARNING}it is <soft>.", "Just a note."]),
+    }
+    report = Report({"a": {}, "b": {}}, [Section("check", "Check", results)])
+    assert report.text().startswith("Just a note.\n\nWarning: b: it is <soft>.\n\nSummary\n")
+    text = report.html()
+    assert '<p class="warning"><strong>Warning:</strong> b: it is &lt;soft&gt;.</p>' in text
+    assert text.count("&lt;soft&gt;") == 1
+    assert text.index("&lt;soft&gt;") < text.index("<h2>Summary</h2>")
+    alone = Report({"b": {}}, [Section("check", "", {"b": results["b"]}, step="step 7")])
+    assert "Warning: step 7: it is <soft>." in alone.text().splitlines()
 
 
 def test_a_run_looks_the_same_in_a_plot_that_the_first_run_is_missing_from():

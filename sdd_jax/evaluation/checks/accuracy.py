@@ -7,6 +7,8 @@ from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.evaluator import Evaluator
 from sdd_jax.evaluation.results import CheckResult, Headline
 
+NLL = Headline("nll", "NLL, raw, nats", 1, 3, higher_is_better=False)
+
 
 @checks.register("accuracy")
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +21,5 @@ class Accuracy(Check):
         """Evaluates the clean images."""
         return CheckResult(
             evaluator.summary(),
-            headline=(
-                Headline("accuracy", "accuracy, %", 100),
-                Headline("nll", "NLL, nats", 1, 3, higher_is_better=False),
-            ),
+            headline=(Headline("accuracy", "accuracy, %", 100), NLL),
         )

@@ -1,16 +1,33 @@
 """Calibration of the confidence, before and after temperature scaling."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
 from sdd_jax.evaluation import metrics, plots
 from sdd_jax.evaluation.checks import Check, checks
+from sdd_jax.evaluation.checks.accuracy import NLL
 from sdd_jax.evaluation.evaluator import Evaluator
-from sdd_jax.evaluation.results import CheckResult, Headline, Plot
+from sdd_jax.evaluation.results import WARNING, CheckResult, Headline, Plot
 
 COMPARED = ("ece", "nll", "brier")  # before and after temperature scaling
+RAW = (NLL, Headline("ece", "ECE, raw, %", 100, higher_is_better=False))
+SCALED = (
+    *(
+        dataclasses.replace(
+            line,
+            metric=f"calibration/scaled/{line.metric}",
+            label=line.label.replace("raw", "temperature-scaled"),
+            raw=line.metric,
+        )
+        for line in RAW
+    ),
+    Headline("calibration/temperature", "fitted temperature", higher_is_better=None),
+)
+SMALLEST_GAP = 0.02  # between accuracy and mean confidence, for a warning
 
 
 @checks.register("calibration")
@@ -18,7 +35,12 @@ COMPARED = ("ece", "nll", "brier")  # before and after temperature scaling
 class Calibration(Check):
     """Calibration errors, proper scores and AURC; temperature scaling, if there is a validation split.
 
-    The temperature is fitted on the validation split and applied to the evaluated one.
+    The temperature is fitted on the validation split and applied to the evaluated one. The summary has
+    the scaled figures first, but none with the temperature at its lower bound, which alone decides them.
+
+    ``calibration/confidence`` is the mean probability of the predicted class, ``calibration/gap`` the
+    accuracy minus it: positive for an underconfident network, negative for an overconfident one. A note
+    warns of a gap that exceeds 0.02 and two of its standard errors.
     """
 
     title: ClassVar[str] = "Calibration"
@@ -27,6 +49,8 @@ class Calibration(Check):
         """Measures the calibration, and fits the temperature."""
         labels = evaluator.labels
         log_probs = metrics.log_softmax(evaluator.logits)
+        confidence = np.exp(log_probs.max(axis=-1))
+        gaps = (log_probs.argmax(axis=-1) == labels) - confidence
         values = metrics.compute(log_probs, labels, *COMPARED) | {
             "calibration/ece_equal_mass": metrics.expected_calibration_error(
                 log_probs, labels, equal_mass=True
@@ -34,36 +58,39 @@ class Calibration(Check):
             "calibration/classwise_ece": metrics.classwise_calibration_error(log_probs, labels),
             "calibration/mce": metrics.maximum_calibration_error(log_probs, labels),
             "calibration/aurc": metrics.area_under_risk_coverage(log_probs, labels),
+            "calibration/confidence": float(confidence.mean()),
+            "calibration/gap": float(gaps.mean()),
         }
-        bins = {"as trained": metrics.reliability(log_probs, labels)}
-        headline = [Headline("ece", "ECE, %", 100, higher_is_better=False)]
+        bins = {"raw": metrics.reliability(log_probs, labels)}
+        headline = list(RAW)
         notes = []
+        fitted = None
         if "validation" in evaluator.setup.dataset.splits:
             validation = dataclasses.replace(evaluator, split="validation")
             temperature = metrics.fit_temperature(validation.logits, validation.labels)
             scaled = metrics.log_softmax(evaluator.logits / temperature)
             values["calibration/temperature"] = temperature
-            if temperature == metrics.LOWEST_TEMPERATURE:
-                notes.append(
-                    f"The temperature is at its lower bound: all {len(validation.labels)} validation "
-                    "images are classified correctly, so a higher confidence is always better."
-                )
             values |= {
                 f"calibration/scaled/{name}": value
                 for name, value in metrics.compute(scaled, labels, *COMPARED).items()
             }
-            bins["temperature-scaled"] = metrics.reliability(scaled, labels)
-            headline += [
-                Headline(
-                    "calibration/scaled/ece",
-                    "ECE after temperature scaling, %",
-                    100,
-                    higher_is_better=False,
-                ),
-                Headline("calibration/temperature", "fitted temperature", higher_is_better=None),
-            ]
+            if temperature == metrics.LOWEST_TEMPERATURE:
+                notes.append(
+                    f"The temperature is at its lower bound: all {len(validation.labels)} validation "
+                    "images are classified correctly, so a higher confidence is always better. The "
+                    "summary has raw figures only; train with a larger dataset.validation for "
+                    "temperature-scaled ones."
+                )
+            else:
+                fitted = temperature
+                bins["temperature-scaled"] = metrics.reliability(scaled, labels)
+                headline += SCALED
         else:
-            notes.append("There is no validation split, so no temperature is fitted.")
+            notes.append(
+                "There is no validation split, so no temperature is fitted and all figures are raw; "
+                "train with --config.dataset.validation=0.1 for temperature-scaled ones."
+            )
+        notes += _warnings(gaps, values, fitted, sd_dropout=evaluator.setup.sd_dropout_rate > 0)
         headline.append(Headline("calibration/aurc", "AURC", 1, 4, higher_is_better=False))
         return CheckResult(
             values,
@@ -73,7 +100,8 @@ class Calibration(Check):
                     "reliability",
                     "Reliability",
                     "Each marker is a bin of images by confidence, its area their share. On the "
-                    "diagonal, confidence equals accuracy; below it, the network is overconfident.",
+                    "diagonal, confidence equals accuracy; above it, the network is underconfident, "
+                    "below it overconfident.",
                     plots.panels(_draw_reliability),
                     bins,
                     size=(4.6, 4.4),
@@ -90,6 +118,52 @@ class Calibration(Check):
             ),
             notes=notes,
         )
+
+
+def _warnings(
+    gaps: np.ndarray, values: Mapping[str, float], temperature: float | None, *, sd_dropout: bool
+) -> list[str]:
+    """A warning if confidence and accuracy differ by more than chance, or none.
+
+    Args:
+      gaps: correctness minus confidence, ``[N]``.
+      values: the metrics.
+      temperature: the fitted temperature; None without one.
+      sd_dropout: whether the network was trained with SD-Dropout.
+    """
+    gap, confidence = values["calibration/gap"], values["calibration/confidence"]
+    if len(gaps) < 2:
+        return []
+    error = gaps.std(ddof=1) / math.sqrt(len(gaps))
+    if not abs(gap) > max(SMALLEST_GAP, 2 * error):  # nan is no gap
+        return []
+    under = gap > 0
+    direction, level = ("underconfident", "low") if under else ("overconfident", "high")
+    if temperature is None:
+        remedy = (
+            "Before you use the probabilities, or compare runs by NLL or ECE, fit a temperature: train "
+            "with a larger dataset.validation."
+        )
+    elif (temperature < 1) == under:
+        remedy = (
+            f"Divide the logits by the fitted temperature, {temperature:.3g}, before you use the "
+            "probabilities, and compare runs by the temperature-scaled figures."
+        )
+    else:
+        remedy = (
+            f"The fitted temperature, {temperature:.3g}, does not correct this; still compare runs by "
+            "the temperature-scaled figures."
+        )
+    if under and sd_dropout:
+        remedy += (
+            " If its accuracy on the training images is low as well, train with a smaller "
+            "sd_dropout.weight."
+        )
+    return [
+        f"{WARNING}the network is {direction}: its mean confidence is {100 * confidence:.1f} %, its "
+        f"accuracy {100 * (confidence + gap):.1f} %. Its probabilities are too {level}; the ranking of "
+        f"the classes and the accuracy are unaffected. {remedy}"
+    ]
 
 
 def _draw_reliability(axes, bins) -> None:
