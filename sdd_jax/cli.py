@@ -19,10 +19,14 @@ from sdd_jax.errors import Failure, InputError, require
 
 DEFAULT_CARD = "configs/digits.py"
 A_DICT = "a dict such as {'name': 'NAME', 'OPTION': VALUE}"
+A_SWEEP = "FIELD=VALUE,VALUE,... without empty values and with all brackets and quotes closed"
 
 _OVERRIDE = re.compile(
     r"--?(?P<no>no)?config\.(?P<section>\w+)(\.(?P<field>[^=]+))?(=(?P<value>.*))?", re.DOTALL
 )
+_SWEEP = re.compile(r"\s*(config\.)?(?P<field>\w+(\.\w+)?)\s*=(?P<values>.*)", re.DOTALL)
+_TOKEN = re.compile(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*"|.""", re.DOTALL)
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def train() -> None:
@@ -34,18 +38,29 @@ def train() -> None:
     trust = flags.DEFINE_bool(
         "trust_imports", False, "Execute the Python files that the teacher's config imports."
     )
+    sweeps = flags.DEFINE_multi_string(
+        "sweep",
+        [],
+        "FIELD=VALUE,VALUE,... Train a run for each value and select one on the validation split; "
+        "repeated: a grid. By default in runs/CARD-sweep.",
+    )
     _define_distributed()
     if not any(re.match("--?config(=|$)", argument) for argument in sys.argv):
         root = pathlib.Path(sys.argv[0]).resolve().parent
         sys.argv.insert(1, f"--config={root / DEFAULT_CARD}")
 
     def main() -> None:
+        from sdd_jax.sweep import train_and_select
         from sdd_jax.train import train_and_evaluate
 
-        name = config_flags.get_config_filename(flags.FLAGS["config"])
-        folder = workdir.value or f"runs/{_run_name(name)}"
+        grid = parse_sweeps(sweeps.value)
+        name = _run_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+        folder = workdir.value or f"runs/{name}{'-sweep' if grid else ''}"
         enable_compilation_cache(folder)
-        train_and_evaluate(card.value, folder, trust_imports=trust.value)
+        if grid:
+            train_and_select(card.value, grid, folder, trust_imports=trust.value)
+        else:
+            train_and_evaluate(card.value, folder, trust_imports=trust.value)
 
     _run(main)
 
@@ -128,6 +143,46 @@ def merge_sections(argv: Sequence[str]) -> list[str]:
         elif not match["field"]:
             result.append(f"--config.{match['section']}={merged[match['section']]!r}")
     return result
+
+
+def parse_sweeps(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Parses the values of ``--sweep``: ``{field: values}``.
+
+    Commas in brackets or quotes do not separate values. A value is a Python literal, or else a string,
+    as in :func:`merge_sections`. A field may have the prefix ``config.``.
+
+    Raises:
+      InputError: a text is malformed, a value is empty, or a field is given twice.
+
+    Example:
+      >>> parse_sweeps(["sd_dropout.weight=0,0.1", "sd_dropout.random_rate=(),(0.1, 0.5)"])
+      {'sd_dropout.weight': [0, 0.1], 'sd_dropout.random_rate': [(), (0.1, 0.5)]}
+    """
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        match = _SWEEP.fullmatch(text)
+        values = _split(match["values"]) if match else []
+        if not match or not values or "" in values:
+            raise InputError(f"must be {A_SWEEP}, got {text!r}", field="--sweep")
+        require(match["field"] not in grid, "--sweep", text, "one list of values for each field")
+        grid[match["field"]] = [_literal(value) for value in values]
+    return grid
+
+
+def _split(text: str) -> list[str]:
+    """Splits at the commas outside brackets and quotes; empty if one of these is not closed."""
+    parts, closing = [""], []
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token == "," and not closing:
+            parts.append("")
+            continue
+        parts[-1] += token
+        if token in _CLOSING:
+            closing.append(_CLOSING[token])
+        elif token in (*_CLOSING.values(), "'", '"') and (not closing or closing.pop() != token):
+            return []
+    return [] if closing else [part.strip() for part in parts]
 
 
 def _literal(text: Any) -> Any:

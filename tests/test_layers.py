@@ -12,6 +12,7 @@ import sdd_jax
 PACKAGE = pathlib.Path(sdd_jax.__file__).parent
 LAYERS = (  # top to bottom; a module may import from its own line and from those below
     ("cli",),
+    ("sweep",),
     ("train", "evaluate"),
     ("recipes",),
     ("experiment",),
