@@ -124,7 +124,7 @@ def load_setup(config: ConfigDict) -> EvaluationSetup:
       InputError: the config cannot be used.
     """
     with within("config.dataset"):
-        dataset = data.load(**config.dataset)
+        dataset = data.load(config.seed, **config.dataset)
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
     term = config.sd_dropout
     mean_rate = sum(term.random_rate) / 2 if term.random_rate else term.rate

@@ -6,8 +6,8 @@ A function declares its options once::
 
 :func:`defaults` reads them for a config, :func:`validate` checks values against them. Ranges are those
 of `annotated-types <https://github.com/annotated-types/annotated-types>`_: ``Ge``, ``Gt``, ``Le``,
-``Lt``, ``Interval``, ``MinLen``. Parameters without a default are not options: the program provides
-them.
+``Lt``, ``Interval``, ``MinLen``. Positional-only parameters, and those without a default, are not
+options: the program provides them.
 """
 
 import collections.abc
@@ -48,7 +48,7 @@ _PLURAL = {
 
 
 def parameters(function: Callable) -> dict[str, inspect.Parameter]:
-    """The options of a function or class: its parameters that have a default."""
+    """The options of a function or class: its parameters that have a default and can be named."""
     try:
         signature = inspect.signature(function, eval_str=True)
     except NameError:  # a string annotation names a type imported for type checking only
@@ -57,6 +57,7 @@ def parameters(function: Callable) -> dict[str, inspect.Parameter]:
         name: parameter
         for name, parameter in signature.parameters.items()
         if parameter.default is not inspect.Parameter.empty
+        and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY
     }
 
 

@@ -1,10 +1,17 @@
-"""Warnings about settings that are allowed but have no effect."""
+"""The parts of a run: labels of its data, and warnings about settings without effect."""
 
 import logging
 
+import numpy as np
 import pytest
 
-from sdd_jax.experiment import load_experiment
+from sdd_jax import config as configs
+from sdd_jax import data
+from sdd_jax.errors import InputError
+from sdd_jax.experiment import load_experiment, load_setup
+from sdd_jax.objectives import objectives
+from sdd_jax.runs import changed_data, read_config, read_metrics
+from sdd_jax.train import train_and_evaluate
 from sdd_jax.training.schedules import schedules
 
 
@@ -87,3 +94,93 @@ def test_a_step_schedule_without_milestones_is_a_warning(tiny_config, warnings_o
     tiny_config.schedule = schedules.options("step", milestones=milestones)
     expected = "config.schedule.milestones: empty; the learning rate never decays"
     assert warnings_of() == ([] if milestones else [expected])
+
+
+# --------------------------------------------------------------------------- labels
+
+
+def labels_of(config, split="train"):
+    return load_setup(configs.complete(config)).dataset.splits[split].labels
+
+
+@pytest.fixture
+def other_labels(tmp_path):
+    """Saves labels of the digits, each increased by ``shift``; returns the path."""
+
+    def save(shift, name="labels.npy"):
+        own = data.load().splits["train"].labels
+        np.save(tmp_path / name, (own + shift) % 10)
+        return str(tmp_path / name)
+
+    return save
+
+
+def test_label_noise_follows_the_seed_of_the_run(tiny_config):
+    own = labels_of(tiny_config)
+    tiny_config.dataset.label_noise = 0.4
+    first, again = labels_of(tiny_config), labels_of(tiny_config)
+    tiny_config.seed = 1
+    other = labels_of(tiny_config)
+    np.testing.assert_array_equal(first, again)
+    assert np.sum(first != own) == np.sum(other != own) == round(0.4 * len(own))
+    assert np.any(first != other)
+
+
+def test_a_run_trains_on_noisy_labels_and_is_evaluated_with_the_same(tiny_config, tmp_path):
+    tiny_config.seed, tiny_config.batch_size, tiny_config.duration = 3, 64, "10 epochs"
+    tiny_config.model.width, tiny_config.sd_dropout.weight = 64, 0.0
+    tiny_config.dataset.update(label_noise=0.4, validation=0.1)
+    noisy = load_experiment(tiny_config).examples.labels
+    result = train_and_evaluate(tiny_config, str(tmp_path))
+    assert result["eval/accuracy"] > 0.7
+    assert read_metrics(tmp_path)[-1]["train/accuracy"] < 0.7  # by the noisy labels
+    setup = load_setup(read_config(tmp_path))
+    np.testing.assert_array_equal(setup.dataset.splits["train"].labels, noisy)
+    assert not changed_data(tmp_path, setup.dataset)
+
+
+def test_a_run_does_not_resume_on_other_labels_of_the_same_file(
+    tiny_config, other_labels, tmp_path
+):
+    tiny_config.duration = "1 epochs"
+    tiny_config.dataset.train_labels = other_labels(1)
+    result = train_and_evaluate(tiny_config, str(tmp_path / "run"))
+    assert result["eval/accuracy"] < 0.3  # the test set has its own labels
+    other_labels(2)
+    with pytest.raises(InputError, match=r"another data set .*data\.train\.labels: "):
+        train_and_evaluate(tiny_config, str(tmp_path / "run"))
+    other_labels(1)
+    assert train_and_evaluate(tiny_config, str(tmp_path / "run")) == result
+
+
+@pytest.mark.parametrize(
+    ("teachers", "students", "message"),
+    [
+        ({"label_noise": 0.1}, {}, r"was trained with config.dataset.label_noise 0.1, .* has 0.0"),
+        ({"label_noise": 0.1}, {"label_noise": 0.1, "seed": 1}, r".*\(data.train.labels: "),
+        ({"train_labels": 1}, {"train_labels": 2}, r".*\(data.train.labels: "),
+    ],
+)
+def test_a_teacher_of_other_labels_is_refused(
+    tiny_config, other_labels, tmp_path, teachers, students, message
+):
+    def use(config, *, seed=0, train_labels=0, label_noise=0.0):
+        config.seed = seed
+        config.dataset.label_noise = label_noise
+        config.dataset.train_labels = other_labels(train_labels) if train_labels else ""
+        return config
+
+    tiny_config.duration, tiny_config.sd_dropout.weight = "1 epochs", 0.0
+    tiny_config.model.dropout_rate = 0.1
+    train_and_evaluate(use(tiny_config, **teachers), str(tmp_path / "teacher"))
+    tiny_config.objective = objectives.options("distill")
+    tiny_config.teacher = str(tmp_path / "teacher")
+    load_experiment(use(tiny_config, **teachers))
+    with pytest.raises(InputError, match=f"^config.teacher: .*{message}"):
+        load_experiment(use(tiny_config, **students))
+
+
+def test_an_unusable_file_of_labels_is_an_error_of_its_field(tiny_config):
+    tiny_config.dataset.train_labels = "/nowhere.npy"
+    with pytest.raises(InputError, match="^config.dataset.train_labels: there is no file"):
+        load_experiment(tiny_config)

@@ -45,6 +45,14 @@ def test_defaults_are_the_parameters_that_have_one():
     assert found["sizes"] == (1,)
 
 
+def test_positional_only_parameters_are_no_options():
+    def function(seed=0, /, *, name="digits"): ...
+
+    assert options.defaults(function) == {"name": "digits"}
+    with pytest.raises(InputError, match=r"^seed: unknown field; expected name$"):
+        options.validate(function, {"seed": 1})
+
+
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [

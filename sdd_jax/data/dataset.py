@@ -10,9 +10,10 @@ import numpy as np
 from annotated_types import Interval
 
 from sdd_jax.data import sources
+from sdd_jax.data.label_noise import read_labels, symmetric_noise
 from sdd_jax.data.lazy_images import LazyImages
-from sdd_jax.errors import InputError, require
-from sdd_jax.options import Count
+from sdd_jax.errors import InputError, require, within
+from sdd_jax.options import Count, Fraction
 
 MAX_CLASSES = 10_000_000
 # Enough to notice another set of images, and read within 0.1 s. More would delay every start.
@@ -93,6 +94,8 @@ class Dataset:
 
 
 def load(
+    seed: int = 0,
+    /,
     *,
     name: str = "digits",
     data_dir: str = "",
@@ -100,16 +103,29 @@ def load(
     num_classes: Annotated[int, Interval(ge=0, le=MAX_CLASSES)] = 0,
     validation: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     examples_per_class: Count = 0,
+    label_noise: Fraction = 0.0,
+    train_labels: str = "",
     image_size: Annotated[int, Interval(ge=0, le=4096)] = 0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
 ) -> Dataset:
     """Loads a data set and validates its arrays.
 
-    The signature is the section ``dataset`` of a config. Types and ranges are validated by the caller,
-    with :func:`sdd_jax.options.validate`.
+    The keyword arguments are the section ``dataset`` of a config. Types and ranges are validated by the
+    caller, with :func:`sdd_jax.options.validate`.
+
+    Labels with the errors of human annotators, for ``train_labels``, are in CIFAR-10N and CIFAR-100N
+    (`Wei et al., 2022 <https://arxiv.org/abs/2110.12088>`_). Their files are pickles, which can execute
+    code and are not read here. Convert the one in the order of tfds, once, if you trust it::
+
+      labels = np.load("CIFAR-10_human_ordered.npy", allow_pickle=True).item()
+      np.save("worse.npy", labels["worse_label"])
+
+    The other keys are ``aggre_label``, ``random_label1`` to ``random_label3`` and ``clean_label``; in
+    ``CIFAR-100_human_ordered.npy``, ``noise_label`` and ``clean_label``.
 
     Args:
+      seed: the run's seed; only the label noise depends on it.
       name: "digits", "photos", "npz:PATH", or a data set of TensorFlow Datasets such as "cifar100".
       data_dir: folder of the data; empty: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``, and for npz
         files the current folder.
@@ -119,6 +135,16 @@ def load(
         not depend on the seed of a run.
       examples_per_class: training images to keep of each class, the same ones for every value of
         ``validation``; 0: all.
+      label_noise: fraction of wrong labels in the split "train" (symmetric noise). Of its N labels,
+        ``round(label_noise * N)`` are replaced, each by one of the K - 1 other classes, uniformly. By
+        another convention the replacement is drawn from all K classes, so that fewer labels are wrong.
+        The splits "validation" and "test" keep their labels: what is selected on "validation" relies on
+        a small trusted set.
+      train_labels: npy file of other labels for the split "train": integers ``[N]``, one for each
+        training image of the data set, in order, before any are held out. A relative path starts at
+        ``data_dir``, or at the current folder if that is empty. "validation" and "test" keep the data
+        set's own labels, which also decide what ``validation`` and ``examples_per_class`` select. Not
+        together with ``label_noise``.
       image_size: side in pixels of the crops taken from images of any size, which are then decoded on
         demand; 0: images of one size, kept in memory as they are.
       mean: channel means of pixels in [0, 1]; empty: computed from the training images. Required with
@@ -135,35 +161,46 @@ def load(
     if image_size:
         for field, value in (("mean", mean), ("std", std)):
             require(len(value) == 3, field, value, "3 numbers where image_size is set")
+    require(not (label_noise and train_labels), "label_noise", label_noise, "0 with train_labels")
     arrays, stated_classes = sources.read(
         name, data_dir=data_dir, cache_dir=cache_dir, encoded=image_size > 0
     )
     stated_classes = min(stated_classes, MAX_CLASSES)  # npz files state the largest label
     allowed = f"[0, {num_classes}), by num_classes" if num_classes else f"[0, {stated_classes})"
     num_classes = num_classes or stated_classes
-    splits = {}
-    for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if isinstance(images, np.ndarray):
-            images = _validated_images(split, images)
-        if image_size:
-            images = LazyImages(images, image_size, f"dataset {name}, {split}")
-        labels = _validated_labels(split, labels, len(images), num_classes, allowed)
-        splits[split] = Split(images, labels)
-    train_shape, test_shape = (splits[split].images.shape[1:] for split in ("train", "test"))
-    if train_shape != test_shape:
+    whole, test = (
+        _validated_split(name, split, arrays, image_size, num_classes, allowed)
+        for split in ("train", "test")
+    )
+    if whole.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
-            f"images must have one size, got {train_shape} in train and {test_shape} in test"
+            f"images must have one size, got {whole.images.shape[1:]} in train and "
+            f"{test.images.shape[1:]} in test"
         )
+    train, splits = whole, {"test": test}
+    if train_labels:
+        labels = read_labels(train_labels, data_dir)
+        with within("train_labels"):
+            shown = f"labels in {train_labels!r}"
+            labels = _validated_labels(shown, labels, len(whole), num_classes, allowed)
+        train = Split(whole.images, labels)
     if validation or examples_per_class:
-        splits["train"], held_out = _hold_out(splits["train"], validation, examples_per_class)
-        splits |= {"validation": held_out} if validation else {}
-    mean_and_std = _normalisation(splits["train"].images, mean, std)
-    return Dataset(name, num_classes, splits, *mean_and_std)
+        kept, held_out = _hold_out(whole.labels, validation, examples_per_class)
+        train = train.take(kept)
+        splits |= {"validation": whole.take(held_out)} if validation else {}
+    if label_noise:
+        labels = symmetric_noise(
+            train.labels, fraction=label_noise, num_classes=num_classes, seed=seed
+        )
+        train = Split(train.images, labels)
+    mean_and_std = _normalisation(train.images, mean, std)
+    return Dataset(name, num_classes, {"train": train} | splits, *mean_and_std)
 
 
 def load_other(name: str, options: Mapping[str, Any]) -> Dataset:
     """Loads the whole of another data set, with the folders and the image size of the first.
+
+    Its training labels are its own.
 
     Args:
       name: the other data set, as for :func:`load`.
@@ -173,7 +210,8 @@ def load_other(name: str, options: Mapping[str, Any]) -> Dataset:
       InputError: as :func:`load`, but without naming a field.
     """
     whole = {"name": name, "num_classes": 0, "validation": 0.0, "examples_per_class": 0}
-    other: dict[str, Any] = {**options, **whole}
+    own_labels = {"label_noise": 0.0, "train_labels": ""}
+    other: dict[str, Any] = {**options, **whole, **own_labels}
     if not other.get("image_size"):
         other |= {"mean": (), "std": ()}  # the number of channels may differ
     try:
@@ -188,6 +226,25 @@ def _require(ok: bool, array: str, value: object, allowed: str) -> None:
         raise InputError(f"{array} must be {allowed}, got {value}")
 
 
+def _validated_split(
+    name: str,
+    split: str,
+    arrays: Mapping[str, Any],
+    image_size: int,
+    num_classes: int,
+    allowed: str,
+) -> Split:
+    """The split of the data set ``name``, with a channel axis and int32 labels."""
+    images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    if isinstance(images, np.ndarray):
+        images = _validated_images(split, images)
+    if image_size:
+        images = LazyImages(images, image_size, f"dataset {name}, {split}")
+    _require(len(images) > 0, f"{split} images", len(images), "at least one")
+    labels = _validated_labels(f"{split} labels", labels, len(images), num_classes, allowed)
+    return Split(images, labels)
+
+
 def _validated_images(split: str, images: np.ndarray) -> np.ndarray:
     """The images with a channel axis."""
     if images.ndim == 3:
@@ -200,11 +257,9 @@ def _validated_images(split: str, images: np.ndarray) -> np.ndarray:
 
 
 def _validated_labels(
-    split: str, labels: np.ndarray, num_images: int, num_classes: int, allowed: str
+    name: str, labels: np.ndarray, num_images: int, num_classes: int, allowed: str
 ) -> np.ndarray:
     """The labels as int32; ``allowed`` states the range in words."""
-    name = f"{split} labels"
-    _require(num_images > 0, f"{split} images", num_images, "at least one")
     integers = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
     _require(integers, name, f"{labels.dtype} {labels.shape}", "integers [N]")
     _require(len(labels) == num_images, name, len(labels), f"{num_images}, as the images")
@@ -213,12 +268,14 @@ def _validated_labels(
     return labels.astype(np.int32)
 
 
-def _hold_out(train: Split, validation: float, examples_per_class: int) -> tuple[Split, Split]:
-    """Train and validation, stratified by class."""
+def _hold_out(
+    labels: np.ndarray, validation: float, examples_per_class: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images that train keeps and of those held out, stratified by class."""
     rng = np.random.default_rng(0)  # not the run's seed: every run has the same validation images
     kept, held_out = [], []
-    for label in np.unique(train.labels):
-        members = rng.permutation(np.flatnonzero(train.labels == label))
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
         rest = members[round(validation * len(members)) :]
         require(
             examples_per_class <= len(rest),
@@ -236,7 +293,7 @@ def _hold_out(train: Split, validation: float, examples_per_class: int) -> tuple
         validation,
         "a fraction that leaves images in train and in validation",
     )
-    return train.take(kept), train.take(held_out)
+    return kept, held_out
 
 
 def _normalisation(

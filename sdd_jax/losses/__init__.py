@@ -5,7 +5,11 @@ float32; float64 stays float64.
 """
 
 from sdd_jax.losses._arguments import GRADIENTS
-from sdd_jax.losses._classification import cross_entropy, label_smoothing
+from sdd_jax.losses._classification import (
+    cross_entropy,
+    generalised_cross_entropy,
+    label_smoothing,
+)
 from sdd_jax.losses._divergence import (
     entropy,
     kl_divergence,
@@ -47,6 +51,7 @@ __all__ = [
     "dropout_distillation_loss",
     "dropped_logits",
     "entropy",
+    "generalised_cross_entropy",
     "head_of_each",
     "kl_divergence",
     "label_smoothing",

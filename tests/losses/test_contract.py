@@ -1,6 +1,7 @@
 """All losses: their equations, shapes, dtypes, extreme logits, excluded classes and errors."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,9 @@ def distillation(a, b, y, k, head, divergence):
 LABELLED = {
     "cross_entropy": lambda a, b, y, k, head: losses.cross_entropy(head(a), y),
     "label_smoothing": lambda a, b, y, k, head, **o: losses.label_smoothing(head(a), y, **o),
+    "generalised_cross_entropy": lambda a, b, y, k, head, **o: losses.generalised_cross_entropy(
+        head(a), y, **o
+    ),
     "ps_kd": lambda a, b, y, k, head, alpha=0.3: losses.ps_kd_loss(
         head(a), y, positive(head(b)), alpha=alpha
     ),
@@ -112,6 +116,10 @@ def mixed(weight, other):
     return -(target * log_softmax(A, axis=-1)).sum(axis=-1)
 
 
+def probability_of_the_label():
+    return softmax(A, axis=-1)[np.arange(6), LABELS]
+
+
 def tf_kd(correct=0.99, temperature=20.0):
     """Equation 8 of the paper, softened: powers of the probabilities, normalised."""
     teacher = np.where(np.eye(5)[LABELS] == 1, correct, (1 - correct) / 4) ** (1 / temperature)
@@ -130,6 +138,7 @@ EQUATIONS = {  # with the default of each option
     "cross_entropy": lambda: mixed(0, 0),
     "linear_cross_entropy": lambda: mixed(0, 0),
     "label_smoothing": lambda smoothing=0.1: mixed(smoothing, 1 / 5),
+    "generalised_cross_entropy": lambda q=0.7: (1 - probability_of_the_label() ** q) / q,
     "ps_kd": lambda alpha=0.3: mixed(alpha, np.abs(B)),
     "tf_kd": tf_kd,
     "entropy": lambda: entr(softmax(A, axis=-1)).sum(axis=-1),
@@ -149,6 +158,7 @@ EQUATIONS = {  # with the default of each option
 }
 OPTIONS = {
     "label_smoothing": [{"smoothing": s} for s in (0.0, 0.5, 1.0)],
+    "generalised_cross_entropy": [{"q": q} for q in (0.05, 0.5, 1)],
     "ps_kd": [{"alpha": a} for a in (0.0, 1)],
     "tf_kd": [{"correct": c, "temperature": t} for c, t in ((0.2, 1), (0.9, 1), (0.9, 5.0))],
 }
@@ -248,7 +258,11 @@ def test_value_and_gradients_are_finite_at_extreme_logits(name):
 
 # A smoothed or virtual target has mass on every class: excluding one makes those losses infinite.
 @pytest.mark.parametrize(
-    "name", ["cross_entropy", "ps_kd", "entropy", *losses.DIVERGENCES, *PAIRED, *DROPPED]
+    "name",
+    [
+        *("cross_entropy", "generalised_cross_entropy", "ps_kd", "entropy"),
+        *(*losses.DIVERGENCES, *PAIRED, *DROPPED),
+    ],
 )
 def test_logits_of_minus_infinity_equal_classes_that_are_removed(name):
     excluded = jnp.asarray([[0.0, 0.0, 0.0, -jnp.inf, -jnp.inf]])
@@ -276,6 +290,7 @@ RANGES = [
     *((name, "gradient", "one of both, forward, reverse", ("detach",))
       for name in (*WITH_GRADIENT, *DROPPED, "linear_sd_dropout")),
     ("label_smoothing", "smoothing", r"in \[0, 1\]", (-0.1, 1.5, NAN)),
+    ("generalised_cross_entropy", "q", r"in \(0, 1\]", (0, -0.1, 1.5, NAN)),
     ("ps_kd", "alpha", r"in \[0, 1\]", (-0.1, 1.5, NAN)),
     ("tf_kd", "correct", r"in \[1/5, 1\)", (0.1, 1.0, NAN)),
 ]  # fmt: skip
@@ -288,10 +303,13 @@ def test_an_option_outside_its_range_is_an_error(name, option, allowed, wrong):
             jax.eval_shape(lambda a, b, o={option: value}: call(name, a, b, **o), *float32(A, B))
 
 
-@pytest.mark.parametrize("name", [*WITH_TEMPERATURE, "ps_kd", "label_smoothing"])
+SCALARS = {"ps_kd": "alpha", "label_smoothing": "smoothing", "generalised_cross_entropy": "q"}
+
+
+@pytest.mark.parametrize("name", [*WITH_TEMPERATURE, *SCALARS])
 def test_options_that_are_arrays_are_checked_as_numbers_are(name):
     a, b = float32(A, B)
-    option = {"ps_kd": "alpha", "label_smoothing": "smoothing"}.get(name, "temperature")
+    option = SCALARS.get(name, "temperature")
     for bad in (jnp.float32(-1), np.float32(NAN), jnp.int32(-2), jnp.float32("inf")):
         with pytest.raises(ValueError, match=f"{option} must be .*, got "):
             call(name, a, b, **{option: bad})
@@ -367,3 +385,37 @@ def test_ps_kd_takes_a_traced_alpha_and_a_past_of_another_dtype():
         logits, past = jnp.asarray(A), jnp.asarray(np.abs(B), jnp.float32)
         loss = jax.jit(lambda alpha: losses.ps_kd_loss(logits, LABELS, past, alpha=alpha))
         np.testing.assert_allclose(loss(jnp.float32(0.3)), EQUATIONS["ps_kd"](), rtol=1e-6)
+
+
+def test_generalised_cross_entropy_goes_from_cross_entropy_to_the_probability_of_an_error():
+    (logits,) = float32(A)
+    small, one = (losses.generalised_cross_entropy(logits, LABELS, q=q) for q in (1e-6, 1.0))
+    np.testing.assert_allclose(small, losses.cross_entropy(logits, LABELS), rtol=1e-5)
+    np.testing.assert_allclose(one, 1 - probability_of_the_label(), rtol=1e-5)
+    underflown = losses.generalised_cross_entropy(logits, LABELS, q=1e-300)
+    np.testing.assert_allclose(underflown, losses.cross_entropy(logits, LABELS), rtol=1e-5)
+
+
+def test_generalised_cross_entropy_scales_the_gradient_by_a_power_of_the_probability():
+    """Section 3.2 of the paper: the gradient of the cross-entropy times p_y^q."""
+    for q in (0.05, 0.7, 1.0):
+        _, (gradient, _) = value_and_gradients("generalised_cross_entropy", *float32(A, B), q=q)
+        p = softmax(A, axis=-1)
+        expected = probability_of_the_label()[:, None] ** q * (p - np.eye(5)[LABELS])
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_generalised_cross_entropy_is_bounded_and_stops_training_a_hopeless_label():
+    logits = jnp.asarray([[1e4, -1e4], [0.0, -jnp.inf]])
+    loss = partial(losses.generalised_cross_entropy, labels=jnp.array([1, 1]), q=0.5)
+    np.testing.assert_array_equal(loss(logits), [2.0, 2.0])
+    gradient = jax.grad(lambda z: jnp.sum(loss(z)))(logits)
+    np.testing.assert_array_equal(gradient, np.zeros((2, 2)))
+
+
+def test_generalised_cross_entropy_takes_a_traced_q_of_another_dtype():
+    with jax.enable_x64(True):
+        loss = jax.jit(lambda q: losses.generalised_cross_entropy(jnp.asarray(A), LABELS, q=q))
+        expected = EQUATIONS["generalised_cross_entropy"](0.5)
+        np.testing.assert_allclose(loss(jnp.float32(0.5)), expected, rtol=1e-6)
+        assert loss(jnp.float32(0.5)).dtype == jnp.float64

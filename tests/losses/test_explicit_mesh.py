@@ -30,6 +30,9 @@ LOSSES = LINEAR | {
     "sd_dropout_loss": lambda f, w, b, y, k: sdd_jax.sd_dropout_loss(f, head(w, b), k),
     "cross_entropy": lambda f, w, b, y, k: sdd_jax.cross_entropy(head(w, b)(f), y),
     "label_smoothing": lambda f, w, b, y, k: sdd_jax.label_smoothing(head(w, b)(f), y),
+    "generalised_cross_entropy": lambda f, w, b, y, k: sdd_jax.generalised_cross_entropy(
+        head(w, b)(f), y
+    ),
     "dropout": lambda f, w, b, y, k: head(w, b)(sdd_jax.dropout(k, f, rate=0.3)).sum(axis=-1),
 }
 

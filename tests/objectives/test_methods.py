@@ -12,7 +12,7 @@ from sdd_jax import config as configs
 from sdd_jax.errors import InputError
 from sdd_jax.experiment import load_experiment
 from sdd_jax.models import models
-from sdd_jax.objectives import objectives
+from sdd_jax.objectives import Batch, View, objectives
 from sdd_jax.runs import Checkpoints, read_metrics
 from sdd_jax.train import train_and_evaluate
 
@@ -20,6 +20,7 @@ MODEL = models.options("mlp", width=32, depth=2)
 DROPOUT = models.options("mlp", width=32, depth=2, dropout_rate=0.2)
 METHODS = [
     *("cross_entropy", "label_smoothing", "dropout_cross_entropy", "clean_dropout_cross_entropy"),
+    "generalised_cross_entropy",
     *("clean_student", "cs_kd", "ddgsd", "byot", "dml", "r_drop", "ps_kd", "dlb", "tf_kd"),
 ]
 
@@ -132,11 +133,22 @@ def build(name, model=MODEL, **options):
         ("tf_kd", {"correct": 1.0}, r"correct: must be in \[0, 1\), got 1.0"),
         ("tf_kd", {"correct": 0.2}, r"correct: must be in \[1/4, 1\), got 0.2"),
         ("dropout_cross_entropy", {"dropout_rate": 1.0}, r"dropout_rate: must be in \[0, 1\), got"),
+        ("generalised_cross_entropy", {"q": 0.0}, r"q: must be in \(0, 1\], got 0.0"),
     ],
 )
 def test_unusable_options_are_refused(name, options, message):
     with pytest.raises(InputError, match=f"^config.objective.{message}"):
         build(name, **options)
+
+
+def test_generalised_cross_entropy_has_the_q_of_the_config():
+    labels = np.array([0, 1], np.int32)
+    view = View(None, np.log([[0.36, 0.64], [0.75, 0.25]]).astype(np.float32), None, {})
+    batch = Batch((None,), labels, None, None, None)
+    output = build("generalised_cross_entropy", q=0.5).loss(lambda images: view, batch, None)
+    (term,) = output.terms.values()
+    np.testing.assert_allclose(term.values, [0.8, 1.0], rtol=1e-5)  # (1 - sqrt p) / 0.5
+    assert term.weight == 1.0
 
 
 def test_a_network_that_does_not_fit_is_refused():
