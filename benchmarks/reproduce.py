@@ -32,7 +32,7 @@ def run(plan: str, row: str, seed: int, args: argparse.Namespace) -> dict[str, A
         teacher_workdir = workdir.with_name(f"teacher-seed{seed}")
         options = [f"--config.seed={seed}", *recipe.options]
         data_dir = f"--config.dataset.data_dir={args.data_dir}"
-        name = _data_set(measure.load_card(recipe.card).dataset.name, args.data_dir)
+        name = data_set(measure.load_card(recipe.card).dataset.name, args.data_dir)
         train_args = [*options, data_dir, f"--config.dataset.name={name}"]
         if recipe.teacher:
             call(
@@ -97,14 +97,14 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
     return result
 
 
-def _data_set(name: str, data_dir: str) -> str:
+def data_set(name: str, data_dir: str) -> str:
     """The npz file of a data set if there is one, otherwise its name in tfds."""
     file = pathlib.Path(data_dir) / f"{name}.npz"
     return f"npz:{file}" if file.is_file() else name
 
 
 def _evaluation_args(plan: Plan, data_dir: str) -> list[str]:
-    ood = tuple(_data_set(name, data_dir) for name in plan.ood)
+    ood = tuple(data_set(name, data_dir) for name in plan.ood)
     return [*plan.evaluation, *([f"--config.eval.ood={ood}"] if ood else [])]
 
 
