@@ -72,6 +72,7 @@ def parse(monkeypatch, command):
         flags.DEFINE_string(name, None, "", flag_values=values)
     flags.DEFINE_list("checks", [], "", flag_values=values)
     flags.DEFINE_list("compare", [], "", flag_values=values)
+    flags.DEFINE_multi_string("sweep", [], "", flag_values=values)
     for name in ("distributed", "trust_imports"):
         flags.DEFINE_bool(name, False, "", flag_values=values)
     if program == "train.py":
