@@ -18,6 +18,14 @@ FIGURES: Figures = {
     "FGSM 2/255, accuracy %": ("eval/adversarial/fgsm/2/accuracy", 100, 1),
     "corrupted, accuracy %": ("eval/corruption/generated/mean_accuracy", 100, 1),
 }
+COMPARED_FIGURES: Figures = {
+    "train accuracy %": ("train/accuracy", 100, 1),
+    "accuracy %": ("eval/accuracy", 100, 1),
+    "NLL": ("eval/calibration/scaled/nll", 1, 3),
+    "ECE %": ("eval/calibration/scaled/ece", 100, 1),
+    "ECE %, raw": ("eval/ece", 100, 1),
+    "AUROC %, photos": ("eval/ood/photos/msp/auroc", 100, 1),
+}
 DISTILLATION_FIGURES: Figures = {
     f"{name}, error %": (f"eval/distillation/{key}/error", 100, 2)
     for name, key in {"Standard": "standard", "MC(100)": "mc", "Distilled": "distilled"}.items()
@@ -55,6 +63,7 @@ class Plan:
       evaluation: arguments of ``eval.py``.
       ood: data sets of the check ``ood``.
       published: heading of the published figures.
+      baseline: method that the others are compared with, seed by seed; empty: the table has all rows.
     """
 
     rows: Mapping[str, Row]
@@ -62,6 +71,7 @@ class Plan:
     evaluation: tuple[str, ...]
     ood: tuple[str, ...] = ()
     published: str = ""
+    baseline: str = ""
 
 
 CHECKS = "--checks=accuracy,calibration,ood,adversarial,corruption"
@@ -129,16 +139,16 @@ PLANS: dict[str, Plan] = {
     "cub100": Plan(
         rows={
             f"ce-{decay}": Row(
-                f"CE, weight decay {decay}",
+                f"weight decay {decay}",
                 f"{BIRDS}:ce",
                 options=(f"--config.optimizer.weight_decay={decay}",),
-                method="CE",
+                method="cross-entropy",
             )
             for decay in ("1e-4", "5e-4", "2e-3")
         }
         | {
             f"label_smoothing-{smoothing}": Row(
-                f"label smoothing {smoothing}",
+                f"smoothing {smoothing}",
                 f"{BIRDS}:ce",
                 options=(_objective("label_smoothing", smoothing=smoothing),),
                 method="label smoothing",
@@ -147,7 +157,7 @@ PLANS: dict[str, Plan] = {
         }
         | {
             f"dropout-{rate}": Row(
-                f"dropout {rate}",
+                f"rate {rate}",
                 f"{BIRDS}:ce",
                 options=(_objective("dropout_cross_entropy", dropout_rate=rate),),
                 method="dropout",
@@ -156,7 +166,7 @@ PLANS: dict[str, Plan] = {
         }
         | {
             f"sd_dropout-{weight}": Row(
-                f"SD-Dropout, weight {weight}",
+                f"weight {weight}",
                 BIRDS,
                 options=(f"--config.sd_dropout.weight={weight}",),
                 method="SD-Dropout",
@@ -167,8 +177,9 @@ PLANS: dict[str, Plan] = {
             "byot": Row("BYOT", f"{BIRDS}:byot"),
             "byot-sd_dropout": Row("BYOT + SD-Dropout 0.1", f"{BIRDS}:byot,sd_dropout"),
         },
-        figures=FIGURES,
+        figures=COMPARED_FIGURES,
         evaluation=("--checks=accuracy,calibration,ood",),
+        baseline="cross-entropy",
     ),
     "distillation": Plan(
         rows={

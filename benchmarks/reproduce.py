@@ -13,12 +13,13 @@ import argparse
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks import measure, tables
+from benchmarks import measure, outcomes, tables
 from benchmarks.collect import collect, dump
 from benchmarks.plans import PLANS, Plan
 
@@ -51,8 +52,8 @@ def run(plan: str, row: str, seed: int, args: argparse.Namespace) -> dict[str, A
         )
         # The recorded commands must not contain paths of this machine.
         teacher = [f"--config.teacher=RUN_OF_{recipe.teacher}"] if recipe.teacher else []
-        command = " ".join([f"python train.py --config={recipe.card}", *options, *teacher])
-        evaluation = " ".join(["eval.py", *_evaluation_args(PLANS[plan], "")])
+        command = shlex.join(["python", "train.py", f"--config={recipe.card}", *options, *teacher])
+        evaluation = shlex.join(["eval.py", *_evaluation_args(PLANS[plan], "")])
         text = dump(
             f"{recipe.label}, seed {seed}: last step, and {evaluation}",
             args.machine,
@@ -77,18 +78,8 @@ def schedule(plan: str, rows: Sequence[str], seeds: Sequence[int]) -> Iterator[t
     for seed in seeds:
         for row, method in methods.items():
             candidates = [other for other in rows if method and methods[other] == method]
-            if seed == seeds[0] or not method or row == selected(plan, candidates, seeds[0]):
+            if seed == seeds[0] or not method or row == outcomes.select(plan, candidates, seeds[0]):
                 yield row, seed
-
-
-def selected(plan: str, candidates: Sequence[str], seed: int) -> str:
-    """The candidate with the highest validation accuracy of a seed."""
-
-    def accuracy(row: str) -> float:
-        run = _load(measure.RESULTS / plan / f"{row}-{seed}.json")
-        return run["metrics"][-1]["validation/accuracy"]
-
-    return max(candidates, key=accuracy)
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:

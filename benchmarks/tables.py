@@ -14,9 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from benchmarks import measure
+from benchmarks import gain, measure, outcomes
 from benchmarks.plans import PLANS, Figures
 
 DIGITS: Figures = {
@@ -65,6 +64,13 @@ INTENTS_FIGURES = {
     "ECE %": ("ece", 1),
     "AUROC %": ("auroc", 1),
 }
+LABEL_NOISE_ROWS = {
+    "cross_entropy": "cross-entropy",
+    "label_smoothing": "label smoothing",
+    "generalised_cross_entropy": "generalised cross-entropy",
+    "dropout_cross_entropy": "dropout",
+    "sd_dropout": "SD-Dropout",
+}
 PUBLISHED = {  # errors in the Dropout-Distillation paper, % (300 + 30 and 30 + 30 epochs)
     "cifar10-quick-short": ("18.15", "16.78", "17.20"),
     "mnist-lenet-all": (".51", ".49", ".49"),
@@ -75,7 +81,11 @@ def tables() -> dict[str, str]:
     """All tables as Markdown, by name."""
     distillation = ("distill-digits", "cifar10-quick-short", "mnist-lenet-all")
     return (
-        {plan: plan_table(plan) for plan in PLANS}
+        {
+            name: (compared_table if plan.baseline else plan_table)(name)
+            for name, plan in PLANS.items()
+        }
+        | {"gain": gain_table(), "label-noise": label_noise_table()}
         | {"digits": digits_table("digits", DIGITS)}
         | {"digits-evaluation": digits_table("digits-evaluation", DIGITS_EVALUATION)}
         | {name: distillation_table(name) for name in distillation}
@@ -87,10 +97,8 @@ def plan_table(plan: str) -> str:
     """A column for each recipe that has results: mean and sample standard deviation over seeds."""
     columns = {}
     for name, row in PLANS[plan].rows.items():
-        files = (measure.RESULTS / plan).glob(f"{name}-[0-9]*.json")
-        files = [path for path in files if re.fullmatch(rf"{re.escape(name)}-\d+", path.stem)]
-        if files:
-            columns[row] = [metrics for path in files for metrics in load(path).values()]
+        if runs := outcomes.seeds(plan, name):
+            columns[row] = list(runs.values())
     lines = [["seeds", *(str(len(runs)) for runs in columns.values())]]
     if PLANS[plan].published:
         lines.append([PLANS[plan].published, *(row.published for row in columns)])
@@ -100,9 +108,53 @@ def plan_table(plan: str) -> str:
     return markdown(["", *(row.label for row in columns)], lines)
 
 
+def compared_table(plan: str) -> str:
+    """A row for each method at its selected value; differences from the baseline, seed by seed."""
+    lines = []
+    for method, (label, runs) in outcomes.methods(plan).items():
+        baseline = outcomes.methods(plan)[PLANS[plan].baseline][1]
+        cells = []
+        for metric, factor, decimals in PLANS[plan].figures.values():
+            values, others = (
+                [factor * side[seed][metric] for seed in runs] for side in (runs, baseline)
+            )
+            is_baseline = method == PLANS[plan].baseline
+            cells.append(compared(values, None if is_baseline else others, decimals))
+        lines.append([method, label, str(len(runs)), *cells])
+    return markdown(["", "chosen", "seeds", *PLANS[plan].figures], lines)
+
+
+def gain_table() -> str:
+    """The accuracy of cross-entropy in every study, and the gains of the other methods."""
+    lines = []
+    for study in gain.studies():
+        baseline = study.accuracies[gain.BASELINE]
+        gains = []
+        for mean, half in map(study.gain, gain.COLOURS):
+            gains.append(f"{mean:+.1f}" + (f" ± {half:.1f}" if len(baseline) > 1 else ""))
+        lines.append([study.label, str(len(baseline)), compared(baseline, None, 1), *gains])
+    return markdown(["", "seeds", "cross-entropy %", *gain.COLOURS], lines)
+
+
+def label_noise_table() -> str:
+    """Accuracies after the last epoch and with early stopping, by the fraction of wrong labels."""
+    path = measure.RESULTS / "label-noise.json"
+    results = json.loads(path.read_text())["results"] if path.is_file() else {}
+    lines = []
+    for stop, heading in {"last": "last epoch", "early": "early stopping"}.items():
+        for row, label in LABEL_NOISE_ROWS.items():
+            cells = []
+            for result in results.values():
+                accuracies = {method: result[method][stop]["accuracy"] for method in result}
+                baseline = None if row == "cross_entropy" else accuracies["cross_entropy"]
+                cells.append(compared(accuracies[row], baseline, 1))
+            lines.append([f"{label}, {heading}", *cells])
+    return markdown(["", *(f"{100 * float(noise):.0f} % wrong" for noise in results)], lines)
+
+
 def digits_table(name: str, figures: Figures) -> str:
     """A row for cross-entropy and one for SD-Dropout; the runs of a row are named ROW-SEED."""
-    runs = load(measure.RESULTS / f"{name}.json")
+    runs = outcomes.load(measure.RESULTS / f"{name}.json")
     lines = []
     for row, label in DIGITS_ROWS.items():
         seeds = [metrics for run, metrics in runs.items() if run.rpartition("-")[0] == row]
@@ -112,7 +164,7 @@ def digits_table(name: str, figures: Figures) -> str:
 
 def distillation_table(name: str) -> str:
     """The three ways to use dropout, from the evaluation of the student."""
-    *_, metrics = load(measure.RESULTS / f"{name}.json").values()
+    *_, metrics = outcomes.load(measure.RESULTS / f"{name}.json").values()
     # Older files name these metrics without the check.
     prefix = "eval/distillation/" if "eval/distillation/mc/error" in metrics else "eval/"
     published = PUBLISHED.get(name)
@@ -156,19 +208,19 @@ def difference(
     result: Mapping[str, Mapping[str, Any]], row: str, metric: str, decimals: int
 ) -> str:
     """A mean, and in brackets the difference from cross-entropy with its 95 % interval (Student)."""
-    values, baseline = (np.array(result[name][metric]) for name in (row, "cross_entropy"))
-    text = f"{values.mean():.{decimals}f}"
-    if row == "cross_entropy":
-        return f"{text} ± {values.std(ddof=1):.{decimals}f}"
-    paired = values - baseline
-    half = stats.sem(paired) * stats.t.ppf(0.975, len(paired) - 1)
-    return f"{text} ({paired.mean():+.{decimals}f} ± {half:.{decimals}f})"
+    baseline = None if row == "cross_entropy" else result["cross_entropy"][metric]
+    return compared(result[row][metric], baseline, decimals)
 
 
-def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Reads a result file: for each run, its last logged line and its evaluation."""
-    runs = json.loads(path.read_text())["runs"]
-    return {name: run["metrics"][-1] | run.get("eval", {}) for name, run in runs.items()}
+def compared(values: Sequence[float], baseline: Sequence[float] | None, decimals: int) -> str:
+    """The mean over seeds; with its deviation, or its difference from a baseline, seed by seed."""
+    text = f"{np.mean(values):.{decimals}f}"
+    if baseline is None:
+        spread = f" ± {np.std(values, ddof=1):.{decimals}f}" if len(values) > 1 else ""
+        return text + spread
+    mean, half = outcomes.paired(values, baseline)
+    interval = f" ± {half:.{decimals}f}" if len(values) > 1 else ""
+    return f"{text} ({mean:+.{decimals}f}{interval})"
 
 
 def cell(runs: Sequence[Mapping[str, Any]], name: str, factor: float, decimals: int) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import digits, measure, tables
+from benchmarks import digits, measure, outcomes, tables
 
 # Another processor or version of JAX rounds differently, and 1,300 steps amplify that almost as far as
 # another seed. With SSE4.2 in place of AVX2, or two devices in place of one, errors moved by up to 1.4
@@ -50,7 +50,7 @@ def test_a_seed_gives_the_committed_figures_to_the_last_digit_in_the_readme(
         versions[0][package] == versions[1][package] for package in ("jax", "jaxlib")
     )
     for run in runs if name == "digits" else [last]:
-        old = tables.load(path)[run]
+        old = outcomes.load(path)[run]
         new = results[run]["metrics"][-1] | results[run].get("eval", {})
         for metric, factor, decimals in figures:
             if same_rounding:

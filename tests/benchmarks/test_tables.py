@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import measure, tables
+from benchmarks.plans import PLANS, Plan, Row
 
 PLAN = "cifar100-50-per-class"
 
@@ -16,8 +17,8 @@ def write_run(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     (tmp_path / PLAN).mkdir()
 
-    def write(row, seed, *, accuracy, ece=None):
-        line = {"eval/accuracy": accuracy, "eval/nll": 2.5}
+    def write(row, seed, *, accuracy, ece=None, validation=0.0):
+        line = {"eval/accuracy": accuracy, "eval/nll": 2.5, "validation/accuracy": validation}
         run = {"metrics": [line], "eval": {"eval/ece": ece, "eval/ood/mnist/odin/auroc": 0.75}}
         path = tmp_path / PLAN / f"{row}-{seed}.json"
         path.write_text(json.dumps({"runs": {f"{row}-{seed}": run}}))
@@ -45,6 +46,34 @@ def test_a_recipe_has_mean_and_sample_standard_deviation_over_its_own_seeds(writ
     assert "FGSM 2/255, accuracy %" not in ce  # no run has it
 
 
+def test_methods_are_compared_at_their_selected_values_on_the_seeds_that_all_have(
+    write_run, monkeypatch
+):
+    plan = Plan(
+        rows={
+            "ce": Row("weight decay 0", "", method="cross-entropy"),
+            "sd-1": Row("weight 1", "", method="SD-Dropout"),
+            "sd-3": Row("weight 3", "", method="SD-Dropout"),
+            "byot": Row("BYOT", ""),
+        },
+        figures={"accuracy %": ("eval/accuracy", 100, 1)},
+        evaluation=(),
+        baseline="cross-entropy",
+    )
+    monkeypatch.setitem(PLANS, PLAN, plan)
+    for seed, (ce, sd) in enumerate([(0.50, 0.52), (0.54, 0.58), (0.52, 0.58)]):
+        write_run("ce", seed, accuracy=ce, validation=0.5)
+        write_run("sd-3", seed, accuracy=sd, validation=0.6)
+    write_run("sd-1", 0, accuracy=0.99, validation=0.4)  # the test set selects nothing
+    write_run("sd-3", 3, accuracy=0.99, validation=0.6)  # cross-entropy lacks this seed
+    lines = tables.compared_table(PLAN).splitlines()
+    # Differences of 2, 4 and 6: standard error 2 / sqrt(3); Student's t of 2 degrees is 4.303.
+    assert lines[2:] == [
+        "| cross-entropy | weight decay 0 | 3 | 52.0 ± 2.0 |",
+        "| SD-Dropout | weight 3 | 3 | 56.0 (+4.0 ± 5.0) |",
+    ]
+
+
 def test_a_table_replaces_the_text_between_its_marks(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "tables", lambda: {"a": "| new |", "a-b": "| other |"})
     readme = tmp_path / "README.md"
@@ -58,7 +87,7 @@ def test_the_readmes_tables_are_those_of_the_committed_files(root, tmp_path):
     readme.write_bytes((root / "README.md").read_bytes())
     tables.write_tables(readme)
     assert readme.read_text() == (root / "README.md").read_text()
-    unused = {"cifar100", "distillation"}  # plans without results
+    unused = {"cifar100", "distillation", "cub100", "label-noise", "gain"}  # plans without results
     for name in tables.tables().keys() - unused:
         assert f"<!-- {name} -->\n|" in readme.read_text()
 
