@@ -24,7 +24,7 @@ INTENTS = {
     "intents-transformer": "the same, transformer",
     "intents-50": "150 intents, 50 questions each",
 }
-PLANNED = {"cub100": "100 birds, 27 photographs each"}
+PLANNED = {"cub100-tuned": "100 birds, 27 photographs each"}
 LABEL_NOISE = {
     "0.0": "10 digits, 1,000 images each",
     "0.2": "the same, 20 % of the labels wrong",

@@ -80,9 +80,12 @@ SMALL = "configs/cifar100_50_per_class.py"
 BIRDS = "configs/cub100.py"
 
 
-def _objective(name: str, **options: float) -> str:
-    """The argument that selects an objective with its options."""
-    return f"--config.objective={ {'name': name, **options} }"
+def _smoothing(value: float) -> str:
+    return f"--config.objective={ {'name': 'label_smoothing', 'smoothing': value} }"
+
+
+def _dropout(rate: float) -> str:
+    return f"--config.objective={ {'name': 'dropout_cross_entropy', 'dropout_rate': rate} }"
 
 
 _CIFAR100 = {
@@ -136,34 +139,8 @@ PLANS: dict[str, Plan] = {
         evaluation=(CHECKS, "--config.eval.epsilons=(2.0,)", "--config.eval.max_images=1000"),
         ood=("cifar10", "mnist"),
     ),
-    "cub100": Plan(
-        rows={
-            f"ce-{decay}": Row(
-                f"weight decay {decay}",
-                f"{BIRDS}:ce",
-                options=(f"--config.optimizer.weight_decay={decay}",),
-                method="cross-entropy",
-            )
-            for decay in ("1e-4", "5e-4", "2e-3")
-        }
-        | {
-            f"label_smoothing-{smoothing}": Row(
-                f"smoothing {smoothing}",
-                f"{BIRDS}:ce",
-                options=(_objective("label_smoothing", smoothing=smoothing),),
-                method="label smoothing",
-            )
-            for smoothing in (0.1, 0.2, 0.4)
-        }
-        | {
-            f"dropout-{rate}": Row(
-                f"rate {rate}",
-                f"{BIRDS}:ce",
-                options=(_objective("dropout_cross_entropy", dropout_rate=rate),),
-                method="dropout",
-            )
-            for rate in (0.3, 0.5, 0.7)
-        }
+    "cub100-paper": Plan(  # the paper's weight decay, 1e-4
+        rows={"ce": Row("", f"{BIRDS}:ce", method="cross-entropy")}
         | {
             f"sd_dropout-{weight}": Row(
                 f"weight {weight}",
@@ -174,8 +151,39 @@ PLANS: dict[str, Plan] = {
             for weight in (0.1, 0.3, 1.0)
         }
         | {
-            "byot": Row("BYOT", f"{BIRDS}:byot"),
-            "byot-sd_dropout": Row("BYOT + SD-Dropout 0.1", f"{BIRDS}:byot,sd_dropout"),
+            "byot": Row("", f"{BIRDS}:byot", method="BYOT"),
+            "byot-sd_dropout": Row(
+                "weight 0.1", f"{BIRDS}:byot,sd_dropout", method="BYOT + SD-Dropout"
+            ),
+        },
+        figures=COMPARED_FIGURES,
+        evaluation=("--checks=accuracy,calibration,ood",),
+        baseline="cross-entropy",
+    ),
+    "cub100-tuned": Plan(
+        rows={
+            f"ce-{decay}": Row(
+                f"weight decay {decay}",
+                f"{BIRDS}:ce",
+                options=(f"--config.optimizer.weight_decay={decay}",),
+                method="cross-entropy",
+            )
+            for decay in ("1e-4", "5e-4", "2e-3")
+        }
+        | {
+            f"{method.lower().replace(' ', '_').replace('-', '_')}-{value}": Row(
+                f"{number} {value}",
+                f"{BIRDS}:ce",
+                # The weight decay is that selected for cross-entropy.
+                options=("--config.optimizer.weight_decay=2e-3", option(value)),
+                method=method,
+            )
+            for method, number, option, values in (
+                ("label smoothing", "smoothing", _smoothing, (0.1, 0.2, 0.4)),
+                ("dropout", "rate", _dropout, (0.3, 0.5, 0.7)),
+                ("SD-Dropout", "weight", "--config.sd_dropout.weight={}".format, (0.1, 0.3, 1.0)),
+            )
+            for value in values
         },
         figures=COMPARED_FIGURES,
         evaluation=("--checks=accuracy,calibration,ood",),
