@@ -1,6 +1,7 @@
 """Image-classification data sets: loading, validation, splits, normalisation constants."""
 
 import dataclasses
+import logging
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.errors import InputError, require, within
 from sdd_jax.options import Count, Fraction
 
+_logger = logging.getLogger(__name__)
 MAX_CLASSES = 10_000_000
 # Enough to notice another set of images, and read within 0.1 s. More would delay every start.
 CHECKSUM_BYTES = 64 * 2**20
@@ -177,6 +179,7 @@ def load(
             f"images must have one size, got {whole.images.shape[1:]} in train and "
             f"{test.images.shape[1:]} in test"
         )
+    _warn_of_empty_classes(name, whole.labels, num_classes)
     train, splits = whole, {"test": test}
     if train_labels:
         labels = read_labels(train_labels, data_dir)
@@ -268,6 +271,18 @@ def _validated_labels(
     return labels.astype(np.int32)
 
 
+def _warn_of_empty_classes(name: str, labels: np.ndarray, num_classes: int) -> None:
+    """Warns of classes without a training image, in particular of labels that count from 1."""
+    empty = np.setdiff1d(np.arange(num_classes), labels)
+    if len(empty):
+        some = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        hint = "; labels count from 0" if empty[0] == 0 else ""
+        _logger.warning(
+            "%s: %d of %d classes (%s) have no training image%s",
+            name, len(empty), num_classes, some, hint,
+        )  # fmt: skip
+
+
 def _hold_out(
     labels: np.ndarray, validation: float, examples_per_class: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -302,7 +317,8 @@ def _normalisation(
     """Channel means and standard deviations, computed from the images where none are given."""
     channels = images.shape[-1]
     for field, value in (("mean", mean), ("std", std)):
-        require(len(value) in (0, channels), field, value, f"empty or {channels} numbers")
+        allowed = f"empty or {channels} numbers, one for each channel of the images"
+        require(len(value) in (0, channels), field, value, allowed)
     require(bool(np.all(np.asarray(std, np.float32) > 0)), "std", std, "greater than 0")
     if not mean or not std:
         # From the histogram: exact, and without a floating-point copy of the images.

@@ -47,6 +47,23 @@ def test_a_few_examples_per_class_are_the_same_with_and_without_validation():
     assert set(as_bytes(train.images)) <= set(as_bytes(whole["train"].images))
 
 
+def test_classes_without_a_training_image_are_warned_about(tmp_path, caplog):
+    labels = np.arange(1, 9)  # eight classes for someone who counts from 1
+    arrays = {f"{split}_images": black(8, 2, 2) for split in ("train", "test")}
+    arrays |= {f"{split}_labels": labels for split in ("train", "test")}
+    np.savez(tmp_path / "from_one.npz", **arrays)
+    name = f"npz:{tmp_path / 'from_one.npz'}"
+    assert data.load(name=name).num_classes == 9
+    (warning,) = caplog.messages
+    assert "1 of 9 classes (0) have no training image; labels count from 0" in warning
+    caplog.clear()
+    data.load(name=name, num_classes=20)
+    assert "12 of 20 classes (0, 9, 10, 11, 12, ...)" in caplog.text
+    caplog.clear()
+    data.load(name="digits")
+    assert not caplog.messages
+
+
 def test_lazy_images_are_split_without_decoding(monkeypatch):
     monkeypatch.setattr(LazyImages, "__array__", lambda *_: pytest.fail("decoded"))
     splits = data.load(validation=0.2, **LAZY).splits
@@ -107,7 +124,7 @@ def test_unusable_arrays_are_refused(npz, arrays, message):
             "^examples_per_class: must be at most 141, the images of class",
         ),
         ({"num_classes": 3}, r"train labels must be in \[0, 3\), by num_classes, got 9"),
-        ({"mean": (0.1, 0.2)}, "^mean: must be empty or 1 numbers"),
+        ({"mean": (0.1, 0.2)}, "^mean: must be empty or 1 numbers, one for each channel"),
         ({"std": (0.0,)}, "^std: must be greater than 0"),
         (LAZY | {"std": (0.2, 0.2, 1e-50)}, "^std: must be greater than 0"),
         (LAZY | {"mean": ()}, "^mean: must be 3 numbers where image_size is set"),
