@@ -139,6 +139,32 @@ PLANS: dict[str, Plan] = {
         evaluation=(CHECKS, "--config.eval.epsilons=(2.0,)", "--config.eval.max_images=1000"),
         ood=("cifar10", "mnist"),
     ),
+    "cifar100-50-fitted": Plan(
+        rows={
+            f"ce-{decay}": Row(
+                f"weight decay {decay}",
+                f"{SMALL}:ce,fitted",
+                options=(f"--config.optimizer.weight_decay={decay}",),
+                method="cross-entropy",
+            )
+            for decay in ("1e-4", "5e-4", "2e-3")
+        }
+        | {
+            f"sd_dropout-{weight}": Row(
+                f"weight {weight}",
+                f"{SMALL}:sd_dropout,fitted",
+                options=(
+                    "--config.optimizer.weight_decay=2e-3",
+                    f"--config.sd_dropout.weight={weight}",
+                ),
+                method="SD-Dropout",
+            )
+            for weight in (0.02, 0.1, 1.0)
+        },
+        figures=COMPARED_FIGURES,
+        evaluation=("--checks=accuracy,calibration,ood",),
+        baseline="cross-entropy",
+    ),
     "cub100-paper": Plan(  # the paper's weight decay, 1e-4
         rows={"ce": Row("", f"{BIRDS}:ce", method="cross-entropy")}
         | {
