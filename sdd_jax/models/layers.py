@@ -70,7 +70,10 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, **op
         )
 
     def multiplied(x, kernel):
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        pads = padding
+        if isinstance(pads, str):  # "SAME" or "VALID"
+            pads = lax.padtype_to_pads(x.shape[1:3], size, strides, pads)
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         ends = [(n - 1) * stride + 1 for n, stride in zip(positions, strides, strict=True)]
         windows = [
             x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]

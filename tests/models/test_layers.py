@@ -47,6 +47,18 @@ def test_convolution_has_the_values_and_gradients_of_sums_over_windows(
         np.testing.assert_allclose((grad * direction).sum(), (upstream * moved).sum(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_convolution_on_few_positions_takes_padding_by_name(by_hand, padding):
+    random = np.random.default_rng(0)
+    size = {"SAME": 3, "VALID": 6}[padding]  # 9 or 4 positions of output, 25 of the kernel
+    x = random.standard_normal((2, size, size, 4)).astype(np.float32)
+    kernel = random.standard_normal((5, 5, 4, 6)).astype(np.float32)
+    layer = Conv(6, (5, 5), padding=padding, use_bias=False)
+    value = jax.jit(layer.apply)({"params": {"kernel": kernel}}, x)
+    expected = by_hand.conv(x, {"kernel": kernel}, 1, {"SAME": 2, "VALID": 0}[padding])
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+
+
 def max_pool_gradient(x, upstream, size, stride, padding):
     """Gradient of sum(upstream * maxima), window by window."""
     padded = np.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=-np.inf)
