@@ -1,6 +1,11 @@
-"""Trains a network: ``train.py [--config=CARD.py] [--workdir=DIR] [--config.KEY=VALUE ...]``."""
+"""Trains a network: ``python train.py [--config=CARD] [--workdir=DIR] [--config.FIELD=VALUE ...]``."""
 
-from sdd_jax.cli import train
+import sys
+
+try:
+    from sdd_jax.__main__ import run
+except ModuleNotFoundError as error:
+    sys.exit(f"error: train.py needs pip install -e '.[train]'; {error}")
 
 if __name__ == "__main__":
-    train()
+    run("train")

@@ -1,8 +1,11 @@
 """SD-Dropout on scikit-learn's handwritten digits: a first run without a download.
 
 Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.05642); other data
+Data      scikit-learn's digits, which are part of it
 Command   python train.py
-Variants  --config=configs/digits.py:ce (cross-entropy alone)
+Variants  :ce (cross-entropy alone)
+Expected  test accuracy 98.4 +- 0.4 %, with :ce 98.2 +- 0.5 % (5 seeds): a first run, no evidence for the
+          method
 """
 
 from sdd_jax import config as configs

@@ -1,6 +1,7 @@
 """CIFAR, the All-Convolutional net: the student of configs/all_conv_cifar.py.
 
 Paper     Rota Bulo et al. 2016, Dropout Distillation (PMLR 48:99-107)
+Data      tfds build cifar10 --file_format=array_record --data_dir=DIR, or cifar100
 Command   python train.py --config=configs/distill_all_conv_cifar.py --config.teacher=WORKDIR
           python eval.py --workdir=runs/distill_all_conv_cifar --checks=distillation
 Variants  :cifar100 (of the teacher's :cifar100 run), --config.inputs=train

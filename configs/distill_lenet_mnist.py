@@ -1,6 +1,7 @@
 """MNIST, LeNet: the student of configs/lenet_mnist.py.
 
 Paper     Rota Bulo et al. 2016, Dropout Distillation (PMLR 48:99-107)
+Data      tfds build mnist --file_format=array_record --data_dir=DIR
 Command   python train.py --config=configs/distill_lenet_mnist.py --config.teacher=WORKDIR
           python eval.py --workdir=runs/distill_lenet_mnist --checks=distillation
 Variants  :all (of the teacher's :all run), --config.inputs=train

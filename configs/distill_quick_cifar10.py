@@ -1,6 +1,7 @@
 """CIFAR-10, Quick: the student of configs/quick_cifar10.py.
 
 Paper     Rota Bulo et al. 2016, Dropout Distillation (PMLR 48:99-107)
+Data      tfds build cifar10 --file_format=array_record --data_dir=DIR
 Command   python train.py --config=configs/distill_quick_cifar10.py --config.teacher=WORKDIR
           python eval.py --workdir=runs/distill_quick_cifar10 --checks=distillation
 Variants  :short (of the teacher's :short run), --config.inputs=train (or unlabelled:NAME),

@@ -2,6 +2,7 @@
 
 The images and labels held out, and the test set, are clean.
 
+Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.05642); other data
 Data      tfds build mnist --file_format=array_record --data_dir=DIR
 Command   python train.py --config=configs/mnist_label_noise.py --config.dataset.data_dir=DIR
           --config.sd_dropout.weight=0.5 --config.dataset.label_noise=0.2

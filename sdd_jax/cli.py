@@ -1,53 +1,76 @@
-"""The command lines of ``train.py`` and ``eval.py``."""
+"""The command lines ``train`` and ``eval``: flags, help, and failures in one line."""
 
-import ast
+import contextlib
 import io
 import logging
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from sdd_jax.devices import enable_compilation_cache, let_cpu_collectives_wait
-from sdd_jax.errors import Failure, InputError, require
-
-DEFAULT_CARD = "configs/digits.py"
-A_DICT = "a dict such as {'name': 'NAME', 'OPTION': VALUE}"
-A_SWEEP = "FIELD=VALUE,VALUE,... without empty values and with all brackets and quotes closed"
-
-_OVERRIDE = re.compile(
-    r"--?(?P<no>no)?config\.(?P<section>\w+)(\.(?P<field>[^=]+))?(=(?P<value>.*))?", re.DOTALL
+from sdd_jax import cards
+from sdd_jax.devices import (
+    enable_compilation_cache,
+    join_cluster,
+    let_cpu_collectives_wait,
+    start_backend,
 )
-_SWEEP = re.compile(r"\s*(config\.)?(?P<field>\w+(\.\w+)?)\s*=(?P<values>.*)", re.DOTALL)
-_TOKEN = re.compile(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*"|.""", re.DOTALL)
-_CLOSING = {"(": ")", "[": "]", "{": "}"}
+from sdd_jax.errors import Failure, InputError, require
+from sdd_jax.overrides import (
+    A_DICT,
+    merge_sections,
+    parse_sweeps,
+    select_entries,
+    unknown_field,
+)
+
+DEFAULT_CARD = "digits"
+HELP_WIDTH, HELP_INDENT = 80, 25  # columns
+CLUSTER = ("coordinator_address", "num_processes", "process_id")
 
 
 def train() -> None:
-    """Runs ``train.py``; exits 0 only when training is done."""
+    """Runs ``train``; exits 0 only when training is done."""
     _prepare_process()
     # No default in the flag itself: overrides for another card would be applied to it.
-    card = config_flags.DEFINE_config_file("config", None, "Recipe card; :ARGUMENT after it.")
-    workdir = flags.DEFINE_string("workdir", "", "Folder of the run; by default runs/CARD.")
+    card = config_flags.DEFINE_config_file(
+        "config", None, "Recipe card: a name or a file; :ARGUMENT after it. By default digits."
+    )
+    workdir = flags.DEFINE_string("workdir", "", "Folder of the run. By default runs/CARD.")
     trust = flags.DEFINE_bool(
         "trust_imports", False, "Execute the Python files that the teacher's config imports."
     )
     sweeps = flags.DEFINE_multi_string(
         "sweep",
         [],
-        "FIELD=VALUE,VALUE,... Train a run for each value and select one on the validation split; "
-        "repeated: a grid. By default in runs/CARD-sweep.",
+        "FIELD=VALUE,VALUE,... A run for each value; validation selects one. Repeated: a grid.",
     )
     _define_distributed()
-    if not any(re.match("--?config(=|$)", argument) for argument in sys.argv):
-        root = pathlib.Path(sys.argv[0]).resolve().parent
-        sys.argv.insert(1, f"--config={root / DEFAULT_CARD}")
+
+    def names() -> dict[str, Sequence[str]]:
+        from sdd_jax.models import models
+        from sdd_jax.objectives import objectives
+
+        return {
+            "cards (sdd-jax cards describes them)": cards.names(),
+            "networks (config.model.name)": models.names(),
+            "objectives (config.objective.name)": objectives.names(),
+        }
+
+    _show_help(
+        "Trains a network, or resumes the run in its folder.",
+        "[--config=CARD] [--config.FIELD=VALUE ...]",
+        "--config=digits:ce --config.optimizer.learning_rate=0.1",
+        names,
+    )
+    _locate_card()
 
     def main() -> None:
         from sdd_jax.sweep import train_and_select
@@ -66,27 +89,43 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """Runs ``eval.py``: prints the results and writes them, plots and a report to a folder."""
+    """Runs ``eval``: prints the results and writes them, plots and a report to a folder."""
     _prepare_process()
     from sdd_jax.config import default
 
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run.")
-    names = flags.DEFINE_list("checks", ["accuracy", "calibration"], "Checks to run, or all.")
-    compare = flags.DEFINE_list("compare", [], "Workdirs of runs to compare with in the report.")
+    selected = flags.DEFINE_list(
+        "checks",
+        ["accuracy", "calibration"],
+        "CHECK,CHECK,... or all. By default accuracy,calibration.",
+    )
+    compare = flags.DEFINE_list("compare", [], "DIR,DIR,... Runs to compare with in the report.")
     which = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-    output = flags.DEFINE_string("output", "", "Folder of the results; by default WORKDIR/eval.")
+    output = flags.DEFINE_string("output", "", "Folder of the results. By default WORKDIR/eval.")
     trust = flags.DEFINE_bool(
         "trust_imports", False, "Execute the Python files that the runs' configs import."
     )
     full = default()
     folders = {key: full.dataset[key] for key in ("data_dir", "cache_dir")}
     replaceable = ConfigDict({"eval": full.eval, "dataset": folders})
-    if message := _unknown_override(sys.argv, replaceable):
+    if message := unknown_field(sys.argv, replaceable.to_dict()):
         _fail(2, message)
     config_flags.DEFINE_config_dict(
-        "config", replaceable, "Overrides of fields of the runs' configs."
+        "config", replaceable, "Overrides, --config.eval.FIELD=VALUE, of the runs' configs."
     )
     _define_distributed()
+
+    def names() -> dict[str, Sequence[str]]:
+        from sdd_jax.evaluation.checks import checks
+
+        return {"checks": checks.names()}
+
+    _show_help(
+        "Evaluates a run: prints the results and writes them, plots and a report.",
+        "--workdir=DIR [--checks=CHECK,...] [--FLAG=VALUE ...]",
+        "--workdir=runs/digits --checks=accuracy,calibration,mc_dropout",
+        names,
+    )
 
     def main() -> None:
         from sdd_jax.evaluate import evaluate_workdir
@@ -95,7 +134,7 @@ def evaluate() -> None:
         enable_compilation_cache(output.value or workdir.value)  # the run may be read-only
         evaluate_workdir(
             workdir.value,
-            names.value,
+            selected.value,
             compare=compare.value,
             checkpoint=which.value,
             overrides=config_flags.get_override_values(flags.FLAGS["config"]),
@@ -104,94 +143,6 @@ def evaluate() -> None:
         )
 
     _run(main)
-
-
-def merge_sections(argv: Sequence[str]) -> list[str]:
-    """Merges ``--config.SECTION.FIELD=VALUE`` into ``--config.SECTION={...}`` if both are given.
-
-    ml_collections would look for the fields in the card's section, which may select another entry. The
-    order does not matter: the last ``--config.SECTION`` is refined by the last value of each field. A
-    value is a Python literal, or else a string: its type is unknown until ``config.imports`` are
-    imported, and :func:`sdd_jax.config.complete` checks it.
-
-    Raises:
-      InputError: the section is not a dict.
-
-    Example:
-      >>> merge_sections(["--config.model={'name': 'mlp'}", "--seed=1", "--config.model.width=8"])
-      ["--config.model={'name': 'mlp', 'width': 8}", '--seed=1']
-    """
-    arguments, rest = [], list(argv)
-    while rest:
-        argument = rest.pop(0)
-        if re.fullmatch(r"--?config\.[\w.]+", argument) and rest and not rest[0].startswith("--"):
-            argument += f"={rest.pop(0)}"
-        arguments.append(argument)
-    overrides = [_OVERRIDE.fullmatch(argument) for argument in arguments]
-    sections = {m["section"]: m["value"] for m in overrides if m and not m["field"]}
-    merged: dict[str, dict[str, Any]] = {}
-    for match in overrides:
-        if match and match["field"] and (section := match["section"]) in sections:
-            whole = merged.get(section, _literal(sections[section]))
-            require(isinstance(whole, dict), f"config.{section}", sections[section], A_DICT)
-            value = not match["no"] if match["value"] is None else _literal(match["value"])
-            merged[section] = whole | {match["field"]: value}
-    result = []
-    for argument, match in zip(arguments, overrides, strict=True):
-        if not match or match["section"] not in merged:
-            result.append(argument)
-        elif not match["field"]:
-            result.append(f"--config.{match['section']}={merged[match['section']]!r}")
-    return result
-
-
-def parse_sweeps(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Parses the values of ``--sweep``: ``{field: values}``.
-
-    Commas in brackets or quotes do not separate values. A value is a Python literal, or else a string,
-    as in :func:`merge_sections`. A field may have the prefix ``config.``.
-
-    Raises:
-      InputError: a text is malformed, a value is empty, or a field is given twice.
-
-    Example:
-      >>> parse_sweeps(["sd_dropout.weight=0,0.1", "sd_dropout.random_rate=(),(0.1, 0.5)"])
-      {'sd_dropout.weight': [0, 0.1], 'sd_dropout.random_rate': [(), (0.1, 0.5)]}
-    """
-    grid: dict[str, list[Any]] = {}
-    for text in texts:
-        match = _SWEEP.fullmatch(text)
-        values = _split(match["values"]) if match else []
-        if not match or not values or "" in values:
-            raise InputError(f"must be {A_SWEEP}, got {text!r}", field="--sweep")
-        require(match["field"] not in grid, "--sweep", text, "one list of values for each field")
-        grid[match["field"]] = [_literal(value) for value in values]
-    return grid
-
-
-def _split(text: str) -> list[str]:
-    """Splits at the commas outside brackets and quotes; empty if one of these is not closed."""
-    parts, closing = [""], []
-    for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token == "," and not closing:
-            parts.append("")
-            continue
-        parts[-1] += token
-        if token in _CLOSING:
-            closing.append(_CLOSING[token])
-        elif token in (*_CLOSING.values(), "'", '"') and (not closing or closing.pop() != token):
-            return []
-    return [] if closing else [part.strip() for part in parts]
-
-
-def _literal(text: Any) -> Any:
-    if text in ("true", "false"):  # as absl writes them
-        return text == "true"
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-        return text
 
 
 def _prepare_process() -> None:
@@ -218,23 +169,71 @@ def _prepare_process() -> None:
 
 def _define_distributed() -> None:
     flags.DEFINE_bool(
-        "distributed", False, "Run on several hosts; detect them from the cluster environment."
+        "distributed", False, "Run on several hosts of a cluster: Slurm, TPU pods, ..."
     )
-    flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of process 0, if it cannot be detected."
-    )
-    flags.DEFINE_integer("num_processes", None, "Number of processes, if it cannot be detected.")
-    flags.DEFINE_integer(
-        "process_id", None, "Index of this process, from 0, if it cannot be detected."
-    )
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; outside a cluster.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes; outside a cluster.")
+    flags.DEFINE_integer("process_id", None, "This process, from 0; outside a cluster.")
 
 
-def _initialize_distributed() -> None:
-    args = flags.FLAGS
-    if args.distributed or args.coordinator_address:
-        import jax
+def _join_cluster() -> None:
+    given = {name: flags.FLAGS[name].value for name in CLUSTER}
+    joining = flags.FLAGS.distributed or given["coordinator_address"]
+    for name, value in given.items():
+        if value is not None and not joining:
+            raise InputError("needs --distributed or --coordinator_address", field=f"--{name}")
+    if joining:
+        join_cluster(**given)
 
-        jax.distributed.initialize(args.coordinator_address, args.num_processes, args.process_id)
+
+def _show_help(
+    summary: str, arguments: str, example: str, names: Callable[[], Mapping[str, Sequence[str]]]
+) -> None:
+    """Prints the help and exits if the command line asks for it."""
+    if "--helpfull" in sys.argv:
+        app.usage(writeto_stdout=True, exitcode=0)
+    if not {"-h", "-help", "--help"} & {*sys.argv[1:]}:
+        return
+    program = os.path.basename(sys.argv[0])
+    call = f"python {program}" if program.endswith(".py") else program
+
+    def wrapped(text: str, indent: int, label: str = "") -> str:
+        label, rest = label.ljust(indent), " " * indent
+        return textwrap.fill(text, HELP_WIDTH, initial_indent=label, subsequent_indent=rest)
+
+    own = {flag.name: str(flag.help) for flag in flags.FLAGS.get_flags_for_module(__name__)}
+    own["helpfull"] = "Show the other flags, too."
+    listed = "\n".join(
+        wrapped(text.partition(";\n")[0], HELP_INDENT, f"  --{name}")  # absl adds a clause
+        for name, text in own.items()
+    )
+    lists = [f"{what}\n{wrapped(', '.join(entries), 2)}" for what, entries in names().items()]
+    usage, example = f"usage: {call} {arguments}", f"example\n  {call} {example}"
+    print(usage, summary, listed, *lists, example, sep="\n\n")
+    sys.exit(0)
+
+
+def _locate_card() -> None:
+    """Replaces the name of a card by its path, or inserts the default card; selects entries of it."""
+    path = cards.locate(DEFAULT_CARD)
+    given = [i for i, a in enumerate(sys.argv) if re.match("--?config(=|$)", a)]
+    try:
+        for i in given:
+            flag, equals, card = sys.argv[i].partition("=")
+            path = cards.locate(card) if equals else ""
+            sys.argv[i] = f"{flag}={path}" if equals else flag
+    except InputError as error:
+        _fail(2, error)
+    if not given:
+        sys.argv.insert(1, f"--config={path}")
+
+    def load() -> Mapping[str, Any]:
+        with contextlib.suppress(Exception):  # reported when the flags are parsed
+            loaded: Any = flags.FLAGS["config"].parser.parse(path)
+            return loaded.to_dict()
+        return {}
+
+    sys.argv[:] = select_entries(sys.argv, load)
 
 
 def _run_name(card: str) -> str:
@@ -258,12 +257,13 @@ def _run(main: Callable[[], None]) -> None:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         _show_warnings()
         sys.unraisablehook = _print_unless_late_write
-        _initialize_distributed()
         import jax
 
         from sdd_jax.train import Interrupted
 
         try:
+            _join_cluster()
+            start_backend()
             main()
         except Failure as error:
             _fail(error.status, error)
@@ -275,12 +275,8 @@ def _run(main: Callable[[], None]) -> None:
             _fail(1, f"out of host memory; use smaller data, batches or networks. {error}")
         except Interrupted as stop:
             print(stop, file=sys.stderr)
-            sys.exit(143)
-        except KeyboardInterrupt:
-            sys.exit(130)
+            sys.exit(128 + stop.signal)
 
-    for flag in flags.FLAGS.get_flags_for_module(__name__):  # so that --help shows them
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse)
 
 
@@ -313,33 +309,15 @@ def _parse(argv: list[str]) -> list[str]:
         _, is_input_error, message = str(error).partition(f"{InputError.__name__}: ")
         _fail(2, message.partition("\n")[0] if is_input_error else error)
     except (AttributeError, KeyError, TypeError) as error:
-        cards = [a.partition("=")[2] for a in argv if re.match("--?config=", a)]
-        parsed = flags.FLAGS["config"].parser.parse(cards[-1]) if cards else None
+        given = [a.partition("=")[2] for a in argv if re.match("--?config=", a)]
+        parsed = flags.FLAGS["config"].parser.parse(given[-1]) if given else None
         if parsed is None:
             raise  # an error inside the card: its author needs the traceback
-        _fail(2, _unknown_override(argv, parsed) or f"--config: {error}")
-    card = config_flags.get_config_filename(flags.FLAGS["config"])
-    if isinstance(card, str) and not pathlib.Path(path := card.partition(":")[0]).is_file():
-        _fail(2, f"--config: must be a recipe card, there is no file {path!r}")
+        _fail(2, unknown_field(argv, parsed.to_dict()) or f"--config: {error}")
     return rest
 
 
-def _unknown_override(argv: list[str], card: ConfigDict) -> str | None:
-    """The error for the first ``--config.A.B`` that names no field of the card, or None."""
-    for argument in argv:
-        name = argument.lstrip("-").partition("=")[0]
-        config, path = card, name.split(".")
-        if path[0] != "config" or not argument.startswith("-"):
-            continue
-        for depth, key in enumerate(path[1:], start=1):
-            if not isinstance(config, ConfigDict) or key not in config:
-                fields = ", ".join(config) if isinstance(config, ConfigDict) else "no fields"
-                return f"{'.'.join(path[: depth + 1])}: unknown field; expected {fields}"
-            config = config[key]
-    return None
-
-
-def _fail(status: int, error: object) -> None:
+def _fail(status: int, error: object) -> NoReturn:
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     try:
         sys.stdout.flush()

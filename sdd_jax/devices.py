@@ -7,6 +7,7 @@ order and in equal shares; each host supplies the shares of its own devices.
 import logging
 import os
 import pathlib
+import re
 import shutil
 import stat
 from typing import Any
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdd_jax.errors import InputError, require
 from sdd_jax.paths import is_remote
 
 AXIS = "batch"
@@ -45,6 +47,52 @@ def local_indices(batch_size: int) -> np.ndarray:
     by_device = np.arange(batch_size, dtype=np.int32).reshape(jax.device_count(), -1)
     first = jax.process_index() * jax.local_device_count()
     return by_device[first : first + jax.local_device_count()]
+
+
+def join_cluster(
+    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the processes of several hosts; call it before :func:`start_backend`.
+
+    Args:
+      coordinator_address: HOST:PORT of process 0; None if the cluster's environment tells it.
+      num_processes: number of processes, likewise.
+      process_id: index of this process, from 0, likewise.
+
+    Raises:
+      InputError: an argument is out of range, or missing and there is no cluster that tells it.
+    """
+    address, count, process = "--coordinator_address", "--num_processes", "--process_id"
+    has_port = coordinator_address is None or re.fullmatch(r".+:\d+", coordinator_address)
+    require(bool(has_port), address, coordinator_address, "HOST:PORT")
+    require(num_processes is None or num_processes > 0, count, num_processes, "at least 1")
+    in_range = process_id is None or 0 <= process_id < (num_processes or process_id + 1)
+    require(in_range, process, process_id, f"in [0, {num_processes or 'the number of processes'})")
+    try:
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    except ValueError as error:
+        raise InputError(
+            f"this is no cluster that JAX knows (Slurm, Open MPI, Kubernetes, TPU pods), so it needs "
+            f"{address}=HOST:PORT, {count} and {process}: {error}",
+            field="--distributed",
+        ) from error
+
+
+def start_backend() -> None:
+    """Starts JAX's backend, which finds the devices.
+
+    Raises:
+      InputError: ``JAX_PLATFORMS`` names a platform that this machine, or this JAX, does not have.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an assertion, where no plugin is installed
+        platforms = getattr(jax.config, "jax_platforms")  # noqa: B009
+        raise InputError(
+            f"JAX cannot start {platforms or 'a device'!r} on this machine; leave JAX_PLATFORMS empty "
+            f"to use what there is, or set it to cpu. {error}",
+            field="JAX_PLATFORMS",
+        ) from error
 
 
 def let_cpu_collectives_wait() -> None:

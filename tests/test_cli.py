@@ -13,7 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from sdd_jax import __version__ as version
+from sdd_jax import cards
 from sdd_jax.evaluate import evaluate_workdir
+from sdd_jax.evaluation.checks import checks
+from sdd_jax.models import models
+from sdd_jax.objectives import objectives
 
 pytestmark = pytest.mark.slow
 
@@ -26,10 +31,10 @@ def environment(devices=1):
     return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
 
 
-def run(root, script, *arguments, devices=1, cwd=None):
+def run(root, script, *arguments, devices=1, cwd=None, **variables):
     return subprocess.run(
         command(root, script, *arguments),
-        capture_output=True, text=True, timeout=300, env=environment(devices), cwd=cwd,
+        capture_output=True, text=True, timeout=300, env=environment(devices) | variables, cwd=cwd,
     )  # fmt: skip
 
 
@@ -42,6 +47,13 @@ def checksums(workdir):
         step = manager.latest_step()
         arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
         return step, manager.restore(step, args=arguments)["record"]["checksums"]
+
+
+def wait_for_step(step, workdir, process):
+    log = workdir / "metrics.jsonl"
+    while not (log.exists() and f'"step": {step}' in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +142,7 @@ def test_two_processes_of_two_devices_match_one_process_and_stop_together(
         )
         for i in range(2)
     ]  # fmt: skip
-    log = tmp_path / "metrics.jsonl"
-    while not (log.exists() and '"step": 60' in log.read_text()):
-        assert [process.poll() for process in processes] == [None, None]
-        time.sleep(0.2)
+    wait_for_step(60, tmp_path, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], errors
@@ -154,8 +163,7 @@ def test_sigterm_saves_and_the_same_command_resumes_on_more_devices(root, tmp_pa
         command(root, "train.py", f"--workdir={tmp_path}", "--config.duration=120 epochs"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
-    while "step 30/" not in process.stdout.readline():
-        assert process.poll() is None
+    wait_for_step(30, tmp_path, process)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143
@@ -180,7 +188,22 @@ def test_sigterm_saves_and_the_same_command_resumes_on_more_devices(root, tmp_pa
             "config.model.nope: unknown field; expected depth",
         ),
         (["--config.batch_size=abc"], "flag --config.batch_size=abc: invalid literal"),
-        (["--config=nope.py"], "--config: must be a recipe card, there is no file 'nope.py'"),
+        (
+            ["--config=nope.py"],
+            "--config: must be a recipe card, there is no card or file 'nope.py'; all cards: ",
+        ),
+        (["--config", "imagenet"], "did you mean imagenet_resnet152? all cards: sdd-jax cards"),
+        (["--config=digits:nope"], "unknown argument 'nope'; expected sd_dropout or ce"),
+        (["--config"], "Missing value for flag --config"),
+        (
+            ["--config.model.name=lenet", "--config.model.filters=2"],
+            "; for another entry: --config.model=\"{'name': 'lenet', 'filters': 2}\"",
+        ),
+        (["--noconfig.nope.flip"], "config.nope: unknown field; expected augment"),
+        (["--distributed"], "--distributed: this is no cluster that JAX knows"),
+        (["--coordinator_address=127.0.0.1"], "--coordinator_address: must be HOST:PORT, got"),
+        (["--num_processes=2"], "--num_processes: needs --distributed or --coordinator_address"),
+        (["--process_id=0"], "--process_id: needs --distributed or --coordinator_address"),
         (["--config=CARD:nope"], "unknown argument 'nope'; expected sd_dropout or ce"),
         (["--config.sd_dropout.rate=1"], "config.sd_dropout.rate: must be in [0, 1), got 1.0"),
         (["--config.dataset={'__class__': 1}"], "config"),
@@ -218,6 +241,129 @@ def test_bad_input_gets_one_line_and_status_2(root, tmp_path, arguments, message
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "platform", "message"),
+    [
+        pytest.param(
+            "train.py", "cuda", "JAX cannot start 'cuda' on this machine",
+            marks=pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="there is a GPU"),
+        ),
+        ("train.py", "tpu", "JAX cannot start 'tpu' on this machine"),
+        ("eval.py", "nonsense", "Backend 'nonsense' is not in the list of known backends"),
+    ],
+)  # fmt: skip
+def test_a_platform_that_is_not_there_is_one_line(root, tmp_path, script, platform, message):
+    done = run(root, script, f"--workdir={tmp_path}/run", JAX_PLATFORMS=platform)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: JAX_PLATFORMS: JAX cannot start ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "flags", "names"),
+    [
+        (
+            "train.py",
+            "-h",
+            ["config", "workdir", "sweep", "trust_imports", "distributed", "coordinator_address"],
+            [*cards.names(), *models.names(), *objectives.names()],
+        ),
+        (
+            "eval.py",
+            "--help",
+            ["workdir", "checks", "compare", "checkpoint", "output", "config", "trust_imports"],
+            checks.names(),
+        ),
+    ],
+)
+def test_help_fits_a_screen_and_has_the_own_flags_the_names_and_an_example(
+    root, flag, script, flags, names
+):
+    done = run(root, script, flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith(f"usage: python {script} ")
+    assert lines[-2] == "example"
+    assert lines[-1].startswith(f"  python {script} --")
+    listed = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert {f"--{name}" for name in flags} <= {*listed}
+    own = {name for name in names if "test" not in name}
+    assert own <= {*done.stdout.replace(",", " ").split()}
+    assert "pdb" not in done.stdout
+
+
+def test_the_flags_of_absl_are_in_the_full_help(root):
+    done = run(root, "train.py", "--helpfull")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--workdir" in done.stdout
+    assert "--[no]run_with_pdb" in done.stdout
+
+
+def test_the_program_trains_and_evaluates_a_card_by_name_and_is_called_by_its_name(root, tmp_path):
+    def sdd_jax(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "sdd_jax", *arguments],
+            capture_output=True, text=True, timeout=300, cwd=tmp_path,
+            env=environment() | {"PYTHONPATH": str(root)},
+        )  # fmt: skip
+
+    done = sdd_jax("train", "--config", "digits:ce", "--config.duration=2 steps")
+    assert (done.returncode, done.stderr) == (0, "")
+    recorded = json.loads((tmp_path / "runs" / "digits-ce" / "config.json").read_text())["config"]
+    assert recorded["sd_dropout"]["weight"] == 0
+    done = sdd_jax("eval", "--workdir=runs/digits-ce")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: python -m sdd_jax train [" in sdd_jax("train", "-h").stdout
+    usage = sdd_jax()
+    assert (usage.returncode, usage.stderr) == (0, "")
+    assert max(map(len, usage.stdout.splitlines())) <= 80
+    assert sdd_jax("--version").stdout == f"sdd_jax {version}\n"
+    unknown = sdd_jax("fit")
+    assert unknown.returncode == 2
+    assert unknown.stderr == (
+        "error: python -m sdd_jax: there is no command 'fit'; expected train, eval or cards\n"
+    )
+
+
+def test_an_entry_can_be_selected_by_its_name_and_fields(root, tmp_path):
+    engine = ["--config.engine.workers=1", "--config.engine.name=streamed"]
+    done = run(root, "train.py", f"--workdir={tmp_path}/run", "--config.duration=2 steps", *engine)
+    assert (done.returncode, done.stderr) == (0, "")
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (recorded["engine"]["name"], recorded["engine"]["workers"]) == ("streamed", 1)
+
+
+def test_ctrl_c_saves_and_exits_130(root, tmp_path):
+    process = subprocess.Popen(
+        command(root, "train.py", f"--workdir={tmp_path}", "--config.duration=1000 epochs"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    wait_for_step(30, tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step, _ = checksums(tmp_path)
+    assert error == f"stopped after step {step}, which is saved; the same command resumes\n"
+
+
+def test_ctrl_c_at_the_start_is_one_line(root, tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        command(root, "train.py", f"--config={tmp_path}/slow.py"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "error: interrupted\n")
 
 
 def test_fields_of_a_section_that_is_given_whole_reach_the_programs(root, tmp_path):

@@ -8,7 +8,14 @@ import sys
 import jax
 import pytest
 
-from sdd_jax.devices import CACHE_FOLDER, enable_compilation_cache, let_cpu_collectives_wait
+from sdd_jax.devices import (
+    CACHE_FOLDER,
+    enable_compilation_cache,
+    join_cluster,
+    let_cpu_collectives_wait,
+    start_backend,
+)
+from sdd_jax.errors import InputError
 
 
 @pytest.fixture
@@ -92,3 +99,46 @@ def test_cpu_collectives_wait_longer_and_user_flags_are_kept(monkeypatch):
         assert result.count(name) == 1
         let_cpu_collectives_wait()
         assert os.environ["XLA_FLAGS"] == result
+
+
+# ---------------------------------------------------------------------- backends and clusters
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Unable to initialize backend 'cuda': no device"), AssertionError()]
+)
+def test_a_backend_that_cannot_start_is_an_input_error(monkeypatch, error):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(InputError, match=f"^JAX_PLATFORMS: JAX cannot start .* {error}$"):
+        start_backend()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host", 2, 0), "--coordinator_address: must be HOST:PORT, got 'host'"),
+        (("host:port", 2, 0), "--coordinator_address: must be HOST:PORT, got 'host:port'"),
+        (("host:1", 0, 0), "--num_processes: must be at least 1, got 0"),
+        (("host:1", 2, 2), r"--process_id: must be in \[0, 2\), got 2"),
+        (("host:1", None, -1), "--process_id: must be .* got -1"),
+    ],
+)
+def test_arguments_of_a_cluster_are_checked_before_jax_sees_them(monkeypatch, arguments, message):
+    monkeypatch.setattr(jax.distributed, "initialize", None)
+    with pytest.raises(InputError, match=f"^{message}"):
+        join_cluster(*arguments)
+
+
+def test_a_missing_cluster_names_the_flags_that_replace_it(monkeypatch):
+    def initialize(*arguments):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    flags = "--coordinator_address=HOST:PORT, --num_processes and --process_id"
+    with pytest.raises(
+        InputError, match=f"^--distributed: .*needs {flags}: coordinator_address sh"
+    ):
+        join_cluster(None, None, None)

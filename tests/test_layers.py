@@ -11,10 +11,12 @@ import sdd_jax
 
 PACKAGE = pathlib.Path(sdd_jax.__file__).parent
 LAYERS = (  # top to bottom; a module may import from its own line and from those below
+    ("__main__",),
     ("cli",),
     ("sweep",),
     ("train", "evaluate"),
     ("recipes",),
+    ("trained_run",),
     ("experiment",),
     ("config",),
     ("evaluation",),
@@ -23,7 +25,7 @@ LAYERS = (  # top to bottom; a module may import from its own line and from thos
     ("objectives",),
     ("models", "data"),
     ("registry", "options", "plugins"),
-    ("prng", "devices", "paths"),
+    ("prng", "devices", "paths", "cards", "extras", "overrides"),
     ("errors",),
     ("losses", "mc_dropout"),
     ("dropout",),

@@ -101,7 +101,7 @@ def test_a_signal_to_the_whole_group_ends_in_one_line(
             inspect(path).await_(process, (path / "metrics.jsonl").exists, "the loop")
             time.sleep(0.5)
         os.killpg(process.pid, number)
-        assert process.wait(60) == 143
+        assert process.wait(60) == 128 + number
         stderr = process.stderr.read()
     assert stderr.startswith("stopped after step ")
     assert stderr.count("\n") == 1, stderr

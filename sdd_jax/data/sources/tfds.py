@@ -21,6 +21,7 @@ import numpy as np
 
 from sdd_jax.data.sources import sources
 from sdd_jax.errors import InputError
+from sdd_jax.extras import pip_command
 from sdd_jax.paths import local_path
 
 _logger = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ def _features(content: Any) -> Iterator[str]:
 
 def _how_to_prepare(name: str, data_dir: str) -> str:
     return (
-        f"prepare it with: pip install 'sdd_jax[prepare]' && tfds build {name} "
+        f"prepare it with: {pip_command('prepare')} && tfds build {name} "
         f"--file_format=array_record --data_dir={data_dir}"
     )
 
