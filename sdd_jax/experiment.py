@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,9 +20,16 @@ from sdd_jax.devices import AXIS
 from sdd_jax.dropout import exclusive_masks_fit
 from sdd_jax.errors import InputError, require, within
 from sdd_jax.evaluation import EvaluationSetup
+from sdd_jax.models import pretrained
 from sdd_jax.paths import local_path
 from sdd_jax.prng import example_keys, settings, stream_key
-from sdd_jax.runs import TrainedNetwork, changed_data, load_trained_network, read_config
+from sdd_jax.runs import (
+    TrainedNetwork,
+    changed_data,
+    load_trained_network,
+    network_facts,
+    read_config,
+)
 from sdd_jax.training import durations
 from sdd_jax.training.optimizers import Optimizer, optimizers
 from sdd_jax.training.schedules import schedules
@@ -77,14 +85,35 @@ class Experiment:
             self.optimizer,
             seed=self.config.seed,
             image_shape=dataset.image_shape,
-            initialise=self.objective.initialise,
+            initialise=self._initialise(),
             auxiliary=self.objective.auxiliary,
             memory=memory,
         )
 
+    def _initialise(self) -> Callable[[jax.Array, Any], Any] | None:
+        """Changes the network's initial values: to those of ``model.init``, or by the objective."""
+        path = self.config.model.init
+        if not path:
+            return self.objective.initialise
+        if self.objective.initialise is not None:
+            raise InputError(
+                f"must be empty where the objective sets the initial values, got {path!r}",
+                field="init",
+            )
+        return lambda key, variables: pretrained.start_from(variables, path)
+
     def facts(self) -> dict[str, dict[str, Any]]:
-        """What the run depends on beside its config, in JSON's types: its data and JAX's settings."""
-        facts = {"data": self.setup.dataset.fingerprint(), "jax_settings": settings()}
+        """What the run depends on beside its config, in JSON's types.
+
+        Its data, what its network takes and returns, JAX's settings, and the initial parameters.
+        """
+        facts = {
+            "data": self.setup.dataset.fingerprint(),
+            "network": network_facts(self.setup.dataset),
+            "jax_settings": settings(),
+        }
+        if path := self.config.model.init:
+            facts["init"] = {"sha256": pretrained.digest(path)}
         if self.examples is not self.setup.dataset.splits["train"]:
             facts["inputs"] = self.examples.fingerprint()
         return facts
@@ -126,8 +155,6 @@ def load_setup(config: ConfigDict) -> EvaluationSetup:
     with within("config.dataset"):
         dataset = data.load(config.seed, **config.dataset)
     model = models.build(config.model, num_classes=dataset.num_classes, axis_name=AXIS)
-    term = config.sd_dropout
-    mean_rate = sum(term.random_rate) / 2 if term.random_rate else term.rate
     return EvaluationSetup(
         model=model,
         dataset=dataset,
@@ -135,8 +162,15 @@ def load_setup(config: ConfigDict) -> EvaluationSetup:
         batch_size=config.eval.batch_size,
         load_dataset=lambda name: data.load_other(name, config.dataset),
         load_teacher=(lambda: _load_teacher(config, dataset)) if config.teacher else None,
-        sd_dropout_rate=mean_rate if term.weight else 0.0,
+        sd_dropout_rate=sd_dropout_rate(config),
     )
+
+
+def sd_dropout_rate(config: ConfigDict) -> float:
+    """Mean rate of the SD-Dropout masks of a run; 0 if it trains without SD-Dropout."""
+    term = config.sd_dropout
+    mean_rate = sum(term.random_rate) / 2 if term.random_rate else term.rate
+    return mean_rate if term.weight else 0.0
 
 
 def load_experiment(config: ConfigDict) -> Experiment:

@@ -286,7 +286,8 @@ def test_fields_refine_an_entry_of_an_imported_file(parse, tmp_path):
     )
     arguments = ["--config.model.leaves=5", "--config.model={'name': 'test_of_an_imported_file'}"]
     config = parse(*arguments, f"--config.imports={tmp_path / 'mine.py'}")
-    assert config.model.to_dict() == {"name": "test_of_an_imported_file", "leaves": 5}
+    expected = {"name": "test_of_an_imported_file", "leaves": 5, "init": ""}
+    assert config.model.to_dict() == expected
 
 
 def test_the_last_of_two_whole_sections_and_of_two_values_holds(parse):

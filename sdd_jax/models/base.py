@@ -11,9 +11,14 @@ A network is a linen module with four methods:
 ``train`` selects batch statistics in batch norm; ``dropout_keys`` (``[B]``, or None for no dropout)
 drive the dropout layers inside the network. The two are independent, so that Monte-Carlo dropout can
 keep batch norm in evaluation mode.
+
+Every network also has the option ``init``, a file of parameters to start from, see
+:mod:`sdd_jax.models.pretrained`. It is added when a network is registered.
 """
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import annotated_types as at
@@ -25,7 +30,43 @@ from sdd_jax.models.layers import Dropout, head_init
 from sdd_jax.options import Size
 from sdd_jax.registry import Registry
 
-models = Registry("sdd_jax.models", "model")
+INIT = inspect.Parameter("init", inspect.Parameter.KEYWORD_ONLY, default="", annotation=str)
+
+
+class NetworkRegistry(Registry):
+    """The registry of the networks, which adds the option ``init`` to each."""
+
+    def register(self, name: str) -> Callable[[Callable], Callable]:
+        """Decorator: registers the function, which must not have an option ``init``, as ``name``."""
+        add = super().register(name)
+
+        def add_with_init(function: Callable) -> Callable:
+            add(_with_init(function))
+            return function
+
+        return add_with_init
+
+
+def _with_init(function: Callable) -> Callable:
+    """``function`` with the option ``init``, which says where training starts, not what is built."""
+
+    @functools.wraps(function)
+    def build_network(*, init: str = "", **options: Any) -> Any:
+        del init
+        return function(**options)
+
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError:  # as in sdd_jax.options.parameters
+        signature = inspect.signature(function)
+    if INIT.name in signature.parameters:
+        raise ValueError(f"{function.__name__}: the option 'init' is that of every network")
+    parameters = sorted([*signature.parameters.values(), INIT], key=lambda p: p.kind)
+    setattr(build_network, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+    return build_network
+
+
+models = NetworkRegistry("sdd_jax.models", "model")
 
 # Wider or deeper networks run out of memory, or take minutes to trace.
 Width = Annotated[Size, at.Le(2**16)]
@@ -40,7 +81,7 @@ def build(
     """Builds the network that ``options["name"]`` names.
 
     Args:
-      options: the name and any of the network's own options.
+      options: the name and any of the network's options. ``init`` has no effect here.
       num_classes: K.
       axis_name: the mapped axis over which batch norm synchronises while training.
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from sdd_jax import models
@@ -40,7 +43,7 @@ def load_trained_network(
     workdir: str | os.PathLike,
     dataset: Dataset,
     *,
-    checkpoint: str = "latest",
+    checkpoint: str | int = "latest",
     field: str = "--workdir",
 ) -> TrainedNetwork:
     """Loads the network of a run.
@@ -57,22 +60,62 @@ def load_trained_network(
     """
     folder = local_path(workdir, field=field)
     config = read_config(folder, field=field)
-    model = models.build(config.model.to_dict(), num_classes=dataset.num_classes, axis_name=AXIS)
-    abstract = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
-    )
+    model = build_network(config, dataset.num_classes)
+    like = abstract_variables(model, dataset.image_shape)
+    return TrainedNetwork(config, model, *restore(folder, like, checkpoint, field=field))
+
+
+def build_network(config: ConfigDict, num_classes: int) -> nn.Module:
+    """Builds the network of a run.
+
+    Raises:
+      InputError: a network or option that does not exist.
+    """
+    return models.build(config.model.to_dict(), num_classes=num_classes, axis_name=AXIS)
+
+
+def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters and batch statistics of a network.
+
+    Raises:
+      InputError: the network cannot take images of this shape.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), images)
+    return {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})}
+
+
+def restore(
+    folder: pathlib.Path, like: dict[str, Any], checkpoint: str | int, *, field: str
+) -> tuple[int, dict[str, Any]]:
+    """Restores the step and the variables of a checkpoint.
+
+    Raises:
+      InputError: there is no such checkpoint, or none that can be read.
+    """
     checkpoints = Checkpoints(folder, read_only=True)
     try:
-        restored = checkpoints.restore_variables(
-            {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})},
-            which=checkpoint,
-        )
+        restored = checkpoints.restore_variables(like, which=str(checkpoint))
     finally:
         checkpoints.close()
     if restored is None:
         raise InputError(f"{folder} holds no checkpoint", field=field)
-    step, variables = restored
-    return TrainedNetwork(config, model, step, variables)
+    return restored
+
+
+def network_facts(dataset: Dataset) -> dict[str, Any]:
+    """What the network of a run takes and returns, as its record holds it.
+
+    Returns:
+      ``num_classes``, K; ``image_shape``, ``[H, W, C]``; ``mean`` and ``std``, by channel, of pixels in
+      [0, 1], with which images are normalised. All values are plain.
+    """
+    return {
+        "num_classes": int(dataset.num_classes),
+        "image_shape": [int(n) for n in dataset.image_shape],
+        "mean": np.asarray(dataset.mean).tolist(),
+        "std": np.asarray(dataset.std).tolist(),
+    }
 
 
 def changed_data(
