@@ -38,6 +38,7 @@ class Run:
       batch_size: global batch size, over all devices.
       duration: length of training.
       log_every: interval between log lines.
+      log_to: where the metrics go beside ``metrics.jsonl``, see :mod:`sdd_jax.runs.writers`.
       eval_every: interval between evaluations on the test and validation splits.
       checkpoint_every: interval between checkpoints.
       keep_checkpoints: number of latest checkpoints; with a validation split, the best is also kept.
@@ -51,6 +52,7 @@ class Run:
     batch_size: Size = 128
     duration: str = "10 epochs"
     log_every: str = "50 steps"
+    log_to: tuple[str, ...] = ("tensorboard",)
     eval_every: str = "1 epochs"
     checkpoint_every: str = "1 epochs"
     keep_checkpoints: Size = 3
@@ -94,6 +96,7 @@ OPERATIONAL = (
     "dataset.data_dir",
     "dataset.cache_dir",
     "log_every",
+    "log_to",
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",

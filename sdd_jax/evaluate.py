@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import logging
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +14,11 @@ from sdd_jax.config import complete, complete_record
 from sdd_jax.devices import replicate
 from sdd_jax.errors import InputError, within, writing
 from sdd_jax.evaluation import EvaluationSetup, Evaluator, records
-from sdd_jax.evaluation.checks import Check, build, checks
+from sdd_jax.evaluation.checks import Check, build
+from sdd_jax.evaluation.checks import checks as registry
 from sdd_jax.evaluation.plots import pictures
 from sdd_jax.evaluation.report import Report, Section
+from sdd_jax.evaluation.results import MISSING
 from sdd_jax.experiment import load_setup
 from sdd_jax.paths import local_path
 from sdd_jax.runs import (
@@ -24,6 +27,7 @@ from sdd_jax.runs import (
     load_imports,
     load_trained_network,
     read_config,
+    read_record,
     write_text,
 )
 
@@ -33,13 +37,13 @@ _logger = logging.getLogger(__name__)
 
 
 def evaluate_workdir(
-    workdir: str,
-    names: Sequence[str] = ("accuracy", "calibration"),
+    workdir: str | os.PathLike,
+    checks: str | Sequence[str] = ("accuracy", "calibration"),
     *,
-    compare: Sequence[str] = (),
-    checkpoint: str = "latest",
+    compare: Sequence[str | os.PathLike] = (),
+    checkpoint: str | int = "latest",
     overrides: Mapping[str, Any] | None = None,
-    output: str | None = None,
+    output: str | os.PathLike | None = None,
     trust_imports: bool = False,
 ) -> dict[str, float]:
     """Evaluates a checkpoint on the test split.
@@ -51,7 +55,7 @@ def evaluate_workdir(
 
     Args:
       workdir: folder of the run.
-      names: names of checks; ``["all"]``: every check that applies to one of the runs.
+      checks: names of checks; ``["all"]``: every check that applies to one of the runs.
       compare: folders of other runs on the same data set.
       checkpoint: "latest", "best" or a step.
       overrides: other values for fields of the runs' configs, e.g. ``{"eval.ood": ("mnist",)}``.
@@ -67,6 +71,7 @@ def evaluate_workdir(
       WriteError: the results cannot be written; the earlier ones are kept.
     """
     # ------------------------------------------------------------------------- runs and checks
+    checks = [checks] if isinstance(checks, str) else list(checks)
     folders = _folders([workdir, *compare])
     first, *others = folders
     results_folder = _results_folder(folders[first], output)
@@ -86,11 +91,11 @@ def evaluate_workdir(
             raise InputError(
                 f"must be runs on {expected}, {run} is on {dataset}", field="--compare"
             )
-    requested = checks.names() if list(names) == [ALL] else list(dict.fromkeys(names))
+    requested = registry.names() if checks == [ALL] else list(dict.fromkeys(checks))
     built = {check: build(check, configs[first].eval.to_dict()) for check in requested}
     skipped = {check: _reasons(built[check], setups) for check in built}
     for reasons in skipped.values():
-        if len(reasons) == len(setups) and list(names) != [ALL]:
+        if len(reasons) == len(setups) and checks != [ALL]:
             raise InputError(reasons[first], field="--checks")
     records.read(results_folder)  # reports damaged records now rather than after the evaluation
 
@@ -128,13 +133,16 @@ def evaluate_workdir(
                 title=built[check].title,
                 step=step,
                 time=time,
-                checkpoint=checkpoint,
+                checkpoint=str(checkpoint),
                 options=dataclasses.asdict(built[check]),
                 runs={run: trained[run].step for run in others if run in by_run},
             )
             for check, by_run in results.items()
         }
-        facts = {run: _facts(configs[run], trained[run], folders[run]) for run in folders}
+        facts = {
+            run: _facts(configs[run], setups[run], trained[run], folders[run], time)
+            for run in folders
+        }
         sections = {
             check: Section(check, built[check].title, by_run, plots[check], skipped[check])
             for check, by_run in results.items()
@@ -144,14 +152,15 @@ def evaluate_workdir(
                 if check not in sections:
                     sections[check] = _recorded_section(check, record, first, step, results_folder)
             report = Report(facts, [sections[check] for check in sorted(sections)])
-            write_text(results_folder / "report.html", report.html())
+            for name, content in report.files().items():
+                write_text(results_folder / name, content)
         with writing("standard output"):
             print(Report(facts, [sections[check] for check in results]).text())
-            print(f"\nall metrics and plots: {results_folder / 'report.html'}", flush=True)
+            print(f"\nall metrics, plots and tables: {results_folder / 'report.html'}", flush=True)
     return {"step": step} | metrics
 
 
-def _folders(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
+def _folders(workdirs: Sequence[str | os.PathLike]) -> dict[str, pathlib.Path]:
     """Folders by name: the last part of the path, or the whole path where two runs share it."""
     first, *others = workdirs
     folders = [local_path(first, field="--workdir")]
@@ -162,11 +171,13 @@ def _folders(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
         for name, folder in zip(names, folders, strict=True)
     }
     if len(by_name) < len(folders):
-        raise InputError(f"must be other runs, got {', '.join(workdirs)}", field="--compare")
+        raise InputError(
+            f"must be other runs, got {', '.join(map(str, workdirs))}", field="--compare"
+        )
     return by_name
 
 
-def _results_folder(workdir: pathlib.Path, output: str | None) -> pathlib.Path:
+def _results_folder(workdir: pathlib.Path, output: str | os.PathLike | None) -> pathlib.Path:
     if output:
         return local_path(output, field="--output")
     folder = workdir / "eval"
@@ -188,14 +199,21 @@ def _reasons(check: Check, setups: Mapping[str, EvaluationSetup]) -> dict[str, s
     return {run: reason for run, reason in reasons.items() if reason}
 
 
-def _facts(config: Any, trained: TrainedNetwork, folder: pathlib.Path) -> dict[str, str]:
+def _facts(
+    config: Any, setup: EvaluationSetup, trained: TrainedNetwork, folder: pathlib.Path, time: str
+) -> dict[str, str]:
     term = config.sd_dropout
     sd_dropout = f"weight {term.weight:g}, rate {term.rate:g}, temperature {term.temperature:g}"
     parameters = sum(x.size for x in jax.tree.leaves(trained.variables["params"]))
+    commit = read_record(folder).get("commit") or MISSING
+    splits = (f"{len(split):,} {name}" for name, split in setup.dataset.splits.items())
     return {
         "workdir": str(folder),
         "checkpoint": f"step {trained.step:,}",
-        "data": config.dataset.name,
+        "evaluated": f"{datetime.datetime.fromisoformat(time):%Y-%m-%d %H:%M} UTC",
+        "commit": commit[:12] + ("+" if commit.endswith("+") else ""),
+        "seed": str(config.seed),
+        "data": f"{config.dataset.name}: {', '.join(splits)} images",
         "network": config.model.name,
         "parameters": f"{parameters:,}",
         "objective": config.objective.name,

@@ -86,6 +86,23 @@ def validate(function: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def describe(parameter: inspect.Parameter) -> str:
+    """The allowed values of an option in words, as in "a number greater than 0"."""
+    kind, ranges = _unwrap(_annotation(parameter))
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(f'"{choice}"' for choice in typing.get_args(kind))
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+    plurals = {bool: "of booleans", int: "of whole numbers", float: "of numbers", str: "of strings"}
+    if (element := _element(kind)) is not None:
+        kind, inner = _unwrap(element)
+        limits = [f"each {_describe(limit)}" for limit in inner]
+        if any(isinstance(limit, at.MinLen) for limit in ranges):
+            limits.append("not empty")
+        return ", ".join([f"a list {plurals.get(kind, '')}".strip(), *limits])
+    limits = " and ".join(map(_describe, ranges))
+    return f"{words.get(kind, '')} {limits}".strip()
+
+
 def _annotation(parameter: inspect.Parameter) -> Any:
     """The annotation, or the type of the default if the annotation is absent or unresolved."""
     annotation, default = parameter.annotation, parameter.default

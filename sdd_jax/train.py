@@ -10,16 +10,19 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from sdd_jax import config as configs
+from sdd_jax.data.lazy_images import UndecodableImageError
 from sdd_jax.devices import AXIS, replicate
 from sdd_jax.errors import Failure, writing
 from sdd_jax.evaluation import Evaluator
 from sdd_jax.experiment import Experiment, load_experiment
 from sdd_jax.paths import local_path
+from sdd_jax.prng import example_keys
 from sdd_jax.runs import (
     Checkpoints,
     MetricsLog,
@@ -27,6 +30,7 @@ from sdd_jax.runs import (
     load_imports,
     open_workdir,
     read_metrics,
+    writers,
 )
 from sdd_jax.training.state import TrainState
 from sdd_jax.training.step import compile_train_call, train_step
@@ -41,7 +45,15 @@ class NonFiniteLossError(Failure, FloatingPointError):
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C stopped the run after its state was saved."""
+    """SIGTERM or Ctrl-C stopped the run after its state was saved.
+
+    Attributes:
+      signal: the signal.
+    """
+
+    def __init__(self, message: str = "", number: int = signal.SIGTERM):
+        super().__init__(message)
+        self.signal = number
 
 
 def train_and_evaluate(
@@ -76,6 +88,7 @@ def train_and_evaluate(
     if trust_imports and config.teacher:
         load_imports(local_path(config.teacher, field="config.teacher"), field="config.teacher")
     experiment = load_experiment(config)
+    writers.installed(experiment.config.log_to)
     with open_workdir(workdir) as folder:
         first_process = jax.process_index() == 0
         configs.record(folder, experiment.config, experiment.facts(), first_process=first_process)
@@ -94,7 +107,14 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
     if start >= total and "eval/accuracy" in recorded:
         return _finish(folder, start, recorded)
     state = replicate(experiment.create_state() if restored is None else restored)
-    log = MetricsLog(folder, start=start, total=total, steps_per_epoch=engine.steps_per_epoch)
+    log = MetricsLog(
+        folder,
+        start=start,
+        total=total,
+        steps_per_epoch=engine.steps_per_epoch,
+        writers=writers.installed(config.log_to),
+        config=config.to_dict(),
+    )
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     log.say(
@@ -113,6 +133,8 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
         for part in (engine, log, checkpoints):
             stack.callback(part.close)
         stop = stack.enter_context(_StopSignal())
+        if not start and config.log_to and jax.process_index() == 0:
+            log.image(0, "training images", augmented_images(experiment))
 
         def evaluate(step: int, values: dict[str, float]) -> bool:
             """Adds the evaluations due at ``step`` that are missing; False if a stop came first."""
@@ -138,6 +160,7 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
             state, metrics = train_call(state, engine.inputs(step, until), resident, constants)
             interval.add(metrics, until - step)
             step = until
+            log.advance(step)
             stopping = stop.received()
             saving = _due(step, experiment.checkpoint_every, total) or stopping
             logging = step // experiment.log_every > interval.start // experiment.log_every
@@ -159,9 +182,31 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
                 interval.resume_clock()
         if stopping:
             raise Interrupted(
-                f"stopped after step {step}, which is saved; the same command resumes"
+                f"stopped after step {step}, which is saved; the same command resumes", stop.signal
             )
     return _finish(folder, total, values)
+
+
+def augmented_images(experiment: Experiment, count: int = 64, columns: int = 8) -> np.ndarray:
+    """The first training images as the network sees them, in a grid, uint8 ``[H, W, C]``.
+
+    A damaged image is black; training reports it when it comes to it.
+    """
+    dataset, images = experiment.setup.dataset, experiment.examples.images
+    raw = np.zeros((min(count, len(images)), *dataset.image_shape), np.uint8)
+    for i in range(len(raw)):
+        with contextlib.suppress(UndecodableImageError):
+            raw[i] = images[i]
+    position = jnp.arange(len(raw))
+    keys = example_keys(experiment.config.seed, "logged images", jnp.int32(0), position)
+    prepared = np.asarray(jax.jit(experiment.prepare)(keys, raw))
+    pixels = np.clip(np.rint(255 * (prepared * dataset.std + dataset.mean)), 0, 255)
+    _, height, width, channels = pixels.shape
+    rows = -(-len(pixels) // columns)
+    grid = np.zeros((rows * columns, height, width, channels), np.uint8)
+    grid[: len(pixels)] = pixels
+    grid = grid.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, channels)
 
 
 def compile_run(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -311,14 +356,15 @@ class _StopRequested(Exception):
     """A stop was requested during an evaluation."""
 
 
-_polls = itertools.count(1)  # of all runs of this process: JAX stops at a poll later than all before
+# Of all runs of this process: JAX stops at a poll later than all before.
+_polls = itertools.count(1)
 
 
 class _StopSignal:
     """Handles SIGTERM and the first Ctrl-C; several processes agree on the step at which to stop."""
 
     def __enter__(self):
-        self._received = False
+        self._received, self.signal = False, signal.SIGTERM
         self._previous = {}
         if jax.process_count() == 1:  # otherwise JAX's preemption service handles SIGTERM
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -344,5 +390,5 @@ class _StopSignal:
             raise _StopRequested
 
     def _handle(self, number, frame):
-        self._received = True
+        self._received, self.signal = True, number
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once

@@ -3,7 +3,8 @@
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sdd_jax.evaluation.results import CheckResult, Draw, Plot
@@ -13,6 +14,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 PIXELS_PER_INCH = 150
+MAX_OVERLAID = 4  # runs on the same axes; more get a panel each
+MAX_ROW = 14.0  # inches of the panels in a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +23,20 @@ class Picture:
     """A drawn plot.
 
     Attributes:
-      name: name of the file, without ``.png``.
+      name: name of the files, without ``.png`` and ``.pdf``.
       title: heading.
       caption: one sentence on how to read the plot.
-      png: content of the file.
+      png: the plot as pixels, for the report.
+      alt: what the plot shows, for readers who cannot see it.
+      pdf: the plot as vectors, for print; empty if it was not drawn by this evaluation.
     """
 
     name: str
     title: str
     caption: str
     png: bytes
+    alt: str = ""
+    pdf: bytes = b""
 
     @property
     def width(self) -> int:
@@ -65,18 +72,14 @@ def overlay(draw: Callable[..., None]) -> Draw:
     return draw_all
 
 
-def panels(draw: Callable[[Any, Any], None]) -> Draw:
-    """Draws each run in a panel of its own with ``draw(axes, data)``; the panels share their axes."""
+def panel(draw: Callable[[Any, Any], None]) -> Draw:
+    """Draws one run on its own axes with ``draw(axes, data)``."""
 
-    def draw_all(figure, runs):
-        row = figure.subplots(1, len(runs), squeeze=False, sharex=True, sharey=True)[0]
-        for axes, (name, (data, _)) in zip(row, runs.items(), strict=True):
-            draw(axes, data)
-            axes.label_outer()
-            if len(runs) > 1:
-                axes.set_title(name)
+    def draw_one(figure, runs):
+        ((data, _),) = runs.values()
+        draw(figure.subplots(), data)
 
-    return draw_all
+    return draw_one
 
 
 def pictures(results: Mapping[str, CheckResult], runs: Iterable[str]) -> list[Picture]:
@@ -86,34 +89,55 @@ def pictures(results: Mapping[str, CheckResult], runs: Iterable[str]) -> list[Pi
       results: ``{run: result}`` of the runs that the check applies to.
       runs: all runs of the report; a run has the same style in every plot.
     """
-    plots: dict[str, tuple[Plot, dict[str, Any]]] = {}
+    plots: dict[str, dict[str, Plot]] = {}
     for run, result in results.items():
         for plot in result.plots:
-            plots.setdefault(plot.name, (plot, {}))[1][run] = plot.data
+            plots.setdefault(plot.name, {})[run] = plot
     style = dict(zip(runs, styles(), strict=False))
-    return [
-        Picture(
-            plot.name,
-            plot.title,
-            plot.caption,
-            _png(plot, {run: (data, style[run]) for run, data in by_run.items()}),
-        )
-        for plot, by_run in plots.values()
-    ]
+    return [_picture(by_run, style) for by_run in plots.values()]
 
 
-def _png(plot: Plot, runs: Mapping[str, tuple[Any, Mapping[str, Any]]]) -> bytes:
+def _picture(plots: Mapping[str, Plot], style: Mapping[str, Mapping[str, Any]]) -> Picture:
     from matplotlib import rc_context
+
+    plot, *_ = plots.values()
+    seen = [f"{run}: {p.seen}" if len(plots) > 1 else p.seen for run, p in plots.items() if p.seen]
+    png, pdf = io.BytesIO(), io.BytesIO()
+    # The name of a run may contain a $; journals want fonts of type 42.
+    with rc_context({"text.parse_math": False, "pdf.fonttype": 42}):
+        figure = _figure(plot, {run: (p.data, style[run]) for run, p in plots.items()})
+        figure.savefig(png, format="png")
+        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    alt = f"{plot.title}. {'; '.join(seen)}." if seen else plot.title
+    return Picture(plot.name, plot.title, plot.caption, png.getvalue(), alt, pdf.getvalue())
+
+
+def _figure(plot: Plot, runs: Mapping[str, tuple[Any, Mapping[str, Any]]]) -> Any:
+    """All runs on the same axes, or in panels row by row."""
     from matplotlib.figure import Figure
 
     width, height = plot.size
-    file = io.BytesIO()
-    with rc_context({"text.parse_math": False}):  # the name of a run may contain a $
-        figure = Figure(
-            figsize=(width * (len(runs) if plot.panels else 1), height),
-            dpi=PIXELS_PER_INCH,
-            layout="constrained",
-        )
+    separate = len(runs) > 1 and (plot.panels or len(runs) > MAX_OVERLAID)
+    columns = min(len(runs), max(1, int(MAX_ROW // width))) if separate else 1
+    rows = math.ceil(len(runs) / columns) if separate else 1
+    figure = Figure((width * columns, height * rows), PIXELS_PER_INCH, layout="constrained")
+    if not separate:
         plot.draw(figure, runs)
-        figure.savefig(file, format="png")
-    return file.getvalue()
+        return figure
+    parts = list(figure.subfigures(rows, columns, squeeze=False).flat)[: len(runs)]
+    for part, (run, drawn) in zip(parts, runs.items(), strict=True):
+        part.suptitle(run)
+        plot.draw(part, {run: drawn})
+    if plot.shared_axes:
+        for group in zip(*(part.axes for part in parts), strict=True):
+            _share_limits(group)
+    return figure
+
+
+def _share_limits(group: Sequence[Any]) -> None:
+    for axis in ("x", "y"):
+        limits = [limit for axes in group for limit in getattr(axes, f"get_{axis}lim")()]
+        for axes in group:
+            inverted = bool(getattr(axes, f"{axis}axis_inverted")())
+            ordered = sorted((min(limits), max(limits)), reverse=inverted)
+            getattr(axes, f"set_{axis}lim")(*ordered)

@@ -42,7 +42,8 @@ class CheckRecord:
       headline: as in :class:`CheckResult`.
       tables: as in :class:`CheckResult`.
       notes: as in :class:`CheckResult`.
-      plots: name, title and caption of each plot; the plot itself is the file ``NAME.png``.
+      plots: name, title, caption and description of each plot; the plot itself is in the files
+        ``NAME.png`` and ``NAME.pdf``.
     """
 
     title: str
@@ -55,7 +56,7 @@ class CheckRecord:
     headline: Sequence[Headline] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
-    plots: Sequence[tuple[str, str, str]] = ()
+    plots: Sequence[tuple[str, str, str, str]] = ()
 
     @property
     def result(self) -> CheckResult:
@@ -67,8 +68,8 @@ class CheckRecord:
         """Reads the plots; those whose files were removed are left out."""
         paths = {plot: folder / f"{plot[0]}.png" for plot in self.plots}
         return [
-            Picture(*plot, path.read_bytes())
-            for plot, path in paths.items()
+            Picture(name, title, caption, path.read_bytes(), alt)
+            for (name, title, caption, alt), path in paths.items()
             if path.is_file()
             and not path.is_symlink()  # a report shows files of its own folder only
         ]
@@ -85,7 +86,7 @@ def record(
         headline=result.headline,
         tables=result.tables,
         notes=result.notes,
-        plots=[(picture.name, picture.title, picture.caption) for picture in pictures],
+        plots=[(plot.name, plot.title, plot.caption, plot.alt) for plot in pictures],
     )
 
 
@@ -147,18 +148,21 @@ def write(
     merged = {check: earlier[check] for check in earlier if check not in new} | new
     for picture in (picture for check in new for picture in pictures[check]):
         files.write_bytes(folder / f"{picture.name}.png", picture.png)
+        if picture.pdf:
+            files.write_bytes(folder / f"{picture.name}.pdf", picture.pdf)
     as_json = {check: dataclasses.asdict(record) for check, record in merged.items()}
     metrics = {f"eval/{k}": v for record in merged.values() for k, v in record.metrics.items()}
     _write_json(folder / CHECKS_FILE, as_json)
     _write_json(folder / METRICS_FILE, {"step": step} | metrics)
     for name in _plot_names(earlier) - _plot_names(merged):
-        with writing(folder / f"{name}.png"):
-            (folder / f"{name}.png").unlink(missing_ok=True)
+        for path in (folder / f"{name}.png", folder / f"{name}.pdf"):
+            with writing(path):
+                path.unlink(missing_ok=True)
     return merged
 
 
 def _plot_names(records: Mapping[str, CheckRecord]) -> set[str]:
-    return {name for record in records.values() for name, _, _ in record.plots}
+    return {name for record in records.values() for name, *_ in record.plots}
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
@@ -166,8 +170,11 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def _from_json(values: Mapping[str, Any]) -> CheckRecord:
-    plots = [(str(name), str(title), str(caption)) for name, title, caption in values["plots"]]
-    for name, _, _ in plots:
+    plots = [
+        (str(name), str(title), str(caption), str(alt[0]) if alt else str(title))
+        for name, title, caption, *alt in values["plots"]
+    ]
+    for name, *_ in plots:
         if pathlib.PurePath(name).name != name:
             raise ValueError(f"{name!r} is not the name of a file")
     return CheckRecord(
@@ -219,11 +226,12 @@ def _version_0_1(path: pathlib.Path) -> dict[str, CheckRecord]:
         name = name.removeprefix("eval/")
         check = summary_check if name in SUMMARY else name.partition("/")[0]
         by_check.setdefault(check, {})[name] = _number(value)
-    plots: dict[str, list[tuple[str, str, str]]] = {check: [] for check in by_check}
+    plots: dict[str, list[tuple[str, str, str, str]]] = {check: [] for check in by_check}
     for name in sorted(file.stem for file in path.parent.glob("*.png")):
         for check in by_check:
             if PLOTS.get(name, name) == check or name.startswith(f"{check}_"):
-                plots[check].append((name, name.replace("_", " "), ""))
+                title = name.replace("_", " ")
+                plots[check].append((name, title, "", title))
     return {
         check: CheckRecord(
             title=check.replace("_", " "),

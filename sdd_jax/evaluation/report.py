@@ -6,6 +6,7 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdd_jax.evaluation.metrics import paired_interval
 from sdd_jax.evaluation.plots import Picture
 from sdd_jax.evaluation.results import MISSING, WARNING, CheckResult, Headline, Table
 
@@ -45,8 +46,8 @@ class Report:
     runs: Mapping[str, Mapping[str, Any]]
     sections: Sequence[Section]
 
-    def summary(self) -> list[dict[str, Any]]:
-        """Rows of the summary table: label, values by run, differences from the first run.
+    def summary(self) -> list["SummaryRow"]:
+        """Rows of the summary table.
 
         A metric that several checks report at one step is one row. The raw figure is directly below its
         temperature-scaled one, at the place of the first of the two.
@@ -62,25 +63,32 @@ class Report:
             for i, line in enumerate(sorted(lines.values(), key=lambda line: not line.raw))
         ]
 
-    def _summary_row(self, step: str, line: Headline, *, beside: bool) -> dict[str, Any]:
-        values = [self._headline_value(run, step, line.metric) for run in self.runs]
-        others = []
-        for value in values[1:]:
-            difference = None if value is None or values[0] is None else value - values[0]
-            others.append(
-                {
-                    "value": line.show(value),
-                    "difference": line.show(difference, signed=True),
-                    "verdict": _verdict(line, difference),
-                }
-            )
-        return {
-            "label": f"{line.label} ({step})" if step else line.label,
-            "better": {None: "", True: "higher", False: "lower"}[line.higher_is_better],
-            "beside": beside,
-            "first": line.show(values[0]),
-            "others": others,
-        }
+    def _summary_row(self, step: str, line: Headline, *, beside: bool) -> "SummaryRow":
+        first, *others = self.runs
+        return SummaryRow(
+            line,
+            f"{line.label} ({step})" if step else line.label,
+            beside,
+            self._headline_value(first, step, line.metric),
+            [
+                Comparison(
+                    line,
+                    self._headline_value(first, step, line.metric),
+                    self._headline_value(run, step, line.metric),
+                    self._interval(first, run, step, line.metric),
+                )
+                for run in others
+            ],
+        )
+
+    def _interval(self, first: str, run: str, step: str, metric: str) -> tuple[float, float] | None:
+        """The interval of a difference, if one check has the images' contributions of both runs."""
+        for section in self.sections:
+            results = [section.results.get(name) for name in (first, run)]
+            by_image = [result.by_image.get(metric, ()) for result in results if result]
+            if section.step == step and len(by_image) == 2 and all(by_image):
+                return paired_interval(*by_image)
+        return None
 
     def _headline_value(self, run: str, step: str, metric: str) -> float | None:
         for section in self.sections:
@@ -119,16 +127,65 @@ class Report:
                     for table in result.tables
                 ]
         blocks += [WARNING + warning for warning in self.warnings()]
-        rows = [
-            [row["label"], row["first"]]
-            + [
-                cell["value"] + (f" ({cell['difference']})" if cell["verdict"] else "")
-                for cell in row["others"]
-            ]
-            for row in self.summary()
-        ]
-        blocks.append(Table("Summary", ["", *self.runs], rows).text())
+        summary = self.summary()
+        values = [[row.label, *row.shown] for row in summary]
+        blocks.append(Table("Summary", ["", *self.runs], values).text())
+        first, *others = self.runs
+        if others:
+            differences = [[row.label, *(cell.text() for cell in row.others)] for row in summary]
+            blocks.append(Table(self._relation(), ["", *others], differences).text())
         return "\n\n".join(blocks)
+
+    def _relation(self) -> str:
+        first, *others = self.runs
+        run = others[0] if len(others) == 1 else "each run"
+        return f"Difference, {run} minus {first} [95 % interval over the test images]"
+
+    def files(self) -> dict[str, str]:
+        """``{name: content}`` of the report's files.
+
+        ``report.html``; ``summary.csv`` and ``summary.tex``; ``CHECK.csv`` and ``CHECK.tex`` of each
+        check with tables.
+        """
+        first, *others = self.runs
+        summary = self.summary()
+        header = ["metric", first]
+        for run in others:
+            header += [run, f"{run} - {first}", "low", "high"]
+        numbers = [
+            [row.label, _exact(row.line, row.first)]
+            + [_exact(row.line, number) for cell in row.others for number in cell.numbers]
+            for row in summary
+        ]
+        files = {"report.html": self.html(), "summary.csv": Table("", header, numbers).csv()}
+        header = ["", first]
+        for run in others:
+            header += [run, f"{run} - {first}"]
+        cells = [
+            [row.label, row.line.show(row.first)]
+            + [text for cell in row.others for text in (cell.line.show(cell.value), cell.text())]
+            for row in summary
+        ]
+        title = f"Summary. {self._relation()}" if others else "Summary"
+        files["summary.tex"] = Table(title, header, cells).latex()
+        for section in self.sections:
+            if table := self._merged_table(section):
+                files[f"{section.name}.csv"] = table.csv()
+                files[f"{section.name}.tex"] = table.latex()
+        return files
+
+    def _merged_table(self, section: Section) -> Table | None:
+        """The tables of a check, of all runs, under each other."""
+        tables = [
+            (run, table) for run, result in section.results.items() for table in result.tables
+        ]
+        if not tables:
+            return None
+        _, first = tables[0]
+        if len(self.runs) == 1 and len(tables) == 1:
+            return first
+        rows = [[run, *row] for run, table in tables for row in table.rows]
+        return Table(first.title, ["run", *first.header], rows)
 
     def html(self) -> str:
         """The page; text from the runs is escaped."""
@@ -157,16 +214,101 @@ class Report:
             for section in self.sections
         ]
         return environment.from_string(template.read_text(encoding="utf-8")).render(
-            runs=self.runs, warnings=self.warnings(), summary=self.summary(), sections=sections
+            runs=self.runs,
+            first=next(iter(self.runs)),
+            warnings=self.warnings(),
+            summary=self.summary(),
+            sections=sections,
         )
 
 
-def _verdict(line: Headline, difference: float | None) -> str:
-    if difference is None or difference != difference or line.higher_is_better is None:
-        return ""
-    if float(line.show(difference)) == 0:
-        return "same"
-    return "better" if (difference > 0) == line.higher_is_better else "worse"
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A metric of a run beside that of the first run.
+
+    Attributes:
+      line: the metric.
+      first: value of the first run; None if it has none.
+      value: value of this run.
+      interval: 95 % interval of the difference over the test images; None if unknown.
+    """
+
+    line: Headline
+    first: float | None
+    value: float | None
+    interval: tuple[float, float] | None
+
+    @property
+    def difference(self) -> float | None:
+        """This run minus the first."""
+        return None if self.first is None or self.value is None else self.value - self.first
+
+    @property
+    def numbers(self) -> tuple[float | None, ...]:
+        """Value, difference and the ends of the interval."""
+        return self.value, self.difference, *(self.interval or (None, None))
+
+    @property
+    def shown_interval(self) -> str:
+        """The interval as text; empty if unknown."""
+        if self.interval is None:
+            return ""
+        return f"[{', '.join(self.line.show(end, signed=True) for end in self.interval)}]"
+
+    @property
+    def verdict(self) -> str:
+        """``better`` or ``worse`` if the interval excludes zero and the metric has a direction."""
+        if self.interval is None or self.line.higher_is_better is None:
+            return ""
+        low, high = self.interval
+        if low <= 0 <= high:
+            return ""
+        return "better" if (low > 0) == self.line.higher_is_better else "worse"
+
+    @property
+    def shown_difference(self) -> str:
+        """The difference as text; empty if unknown."""
+        shown = self.line.show(self.difference, signed=True)
+        return "" if shown == MISSING else shown
+
+    def text(self) -> str:
+        """Difference, interval and verdict."""
+        parts = (self.shown_difference, self.shown_interval, self.verdict)
+        return " ".join(filter(None, parts)) or MISSING
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryRow:
+    """A row of the summary: a metric of all runs.
+
+    Attributes:
+      line: the metric.
+      label: its label, with the step if that differs from the report's.
+      beside: whether it is the raw figure below its temperature-scaled one.
+      first: value of the first run; None if it has none.
+      others: the other runs.
+    """
+
+    line: Headline
+    label: str
+    beside: bool
+    first: float | None
+    others: Sequence[Comparison]
+
+    @property
+    def better(self) -> str:
+        """The better direction."""
+        return {None: "", True: "higher", False: "lower"}[self.line.higher_is_better]
+
+    @property
+    def shown(self) -> list[str]:
+        """The values of all runs as text."""
+        return [self.line.show(value) for value in (self.first, *(c.value for c in self.others))]
+
+
+def _exact(line: Headline, value: float | None) -> str:
+    """A value in the unit of its label, with six digits; empty if there is none."""
+    return "" if value is None else format(value * line.scale, ".6g")
 
 
 def _side_by_side(results: Sequence[CheckResult | None]) -> list[tuple[str, list[str]]]:

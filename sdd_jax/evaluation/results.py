@@ -1,8 +1,13 @@
 """Results of a check: metrics, and their presentation in the terminal and the report."""
 
+import csv
 import dataclasses
+import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 MISSING = "-"
 WARNING = "Warning: "  # start of a note that is displayed with the summary, not with its check
@@ -56,19 +61,57 @@ class Table:
         ]
         return "\n".join([self.title, *aligned])
 
+    def csv(self) -> str:
+        """The table as comma-separated values."""
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([self.header, *self.rows])
+        return file.getvalue()
+
+    def latex(self) -> str:
+        """The table as a ``tabular`` for LaTeX; it needs the package ``booktabs``."""
+        header, *rows = (
+            " & ".join(map(_latex, line)) + r" \\" for line in (self.header, *self.rows)
+        )
+        return "\n".join(
+            [
+                f"% {' '.join(self.title.split())}; \\usepackage{{booktabs}}",
+                rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
+                r"\toprule",
+                header,
+                r"\midrule",
+                *rows,
+                r"\bottomrule",
+                r"\end{tabular}",
+                "",
+            ]
+        )
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def _latex(text: str) -> str:
+    """Escapes text; signed and negative numbers get the minus sign of mathematics."""
+    escaped = re.sub(
+        r"[\\~^&%$#_{}]", lambda m: _LATEX.get(m[0], f"\\{m[0]}"), " ".join(text.split())
+    )
+    return re.sub(r"(?<![\w.])[+-]\d[\d.]*", r"$\g<0>$", escaped)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
     """A plot of one run, or of several runs together.
 
     Attributes:
-      name: name of the file, without ``.png``.
+      name: name of the files, without ``.png`` and ``.pdf``.
       title: heading.
       caption: one sentence on how to read the plot.
-      draw: fills a matplotlib figure with the data of all runs.
+      draw: fills a matplotlib figure, or a part of one, with the data of runs.
       data: data of this run.
+      seen: what the plot shows of this run, for readers who cannot see it.
       size: width and height in inches, for one run.
-      panels: draw each run in its own panel; the width is multiplied by the number of runs.
+      panels: draw each run in its own panel.
+      shared_axes: the panels have the same limits.
     """
 
     name: str
@@ -76,8 +119,10 @@ class Plot:
     caption: str
     draw: Draw
     data: Any
+    seen: str = ""
     size: tuple[float, float] = (6.0, 4.0)
     panels: bool = False
+    shared_axes: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +135,8 @@ class CheckResult:
       plots: plots.
       tables: tables for the terminal and the report.
       notes: sentences that a reader needs, e.g. that the data are generated; see :data:`WARNING`.
+      by_image: what each image contributes to the metrics of the headline, for the interval of a
+        difference, see :func:`sdd_jax.evaluation.metrics.paired_interval`.
     """
 
     metrics: Mapping[str, float]
@@ -97,3 +144,6 @@ class CheckResult:
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+    by_image: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )

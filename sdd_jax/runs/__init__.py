@@ -1,9 +1,17 @@
 """Runs on disk: the workdir, its checkpoints, its log, and networks loaded from it."""
 
 from sdd_jax.runs.checkpoints import Checkpoints
-from sdd_jax.runs.files import write_text
+from sdd_jax.runs.files import write_bytes, write_text
 from sdd_jax.runs.metrics_log import MetricsLog
-from sdd_jax.runs.trained_network import TrainedNetwork, changed_data, load_trained_network
+from sdd_jax.runs.trained_network import (
+    TrainedNetwork,
+    abstract_variables,
+    build_network,
+    changed_data,
+    load_trained_network,
+    network_facts,
+    restore,
+)
 from sdd_jax.runs.workdir import (
     SameRun,
     differing,
@@ -20,14 +28,19 @@ __all__ = [
     "MetricsLog",
     "SameRun",
     "TrainedNetwork",
+    "abstract_variables",
+    "build_network",
     "changed_data",
     "differing",
     "load_imports",
     "load_trained_network",
+    "network_facts",
     "open_workdir",
     "read_config",
     "read_metrics",
     "read_record",
+    "restore",
+    "write_bytes",
     "write_config",
     "write_text",
 ]

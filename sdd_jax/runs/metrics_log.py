@@ -1,48 +1,71 @@
-"""The log of a run: metrics.jsonl, TensorBoard events and the terminal."""
+"""The log of a run: metrics.jsonl, the terminal and the metric writers."""
 
 import json
 import pathlib
 import sys
-import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar
+import numpy as np
 from tqdm import tqdm
 
 from sdd_jax.errors import writing
 from sdd_jax.runs.files import write_text
 from sdd_jax.runs.workdir import read_metrics
+from sdd_jax.runs.writers import Writer
+
+LIVE_LINE = "{percentage:3.0f}% {bar} {n}/{total} steps, {remaining} left{postfix}"
+LOSS = {"train/loss": "loss {:.4g}"}
+TRAINED = {"train/accuracy": "training accuracy {:.2%}"}
+SPEED = {"images_per_second": "{:,.0f} images/s"}
+LIVE = LOSS | {"train/accuracy": "accuracy {:.1%}"} | SPEED
+EVALUATED = {"accuracy": "accuracy {:.2%}", "nll": "NLL {:.3g}", "ece": "ECE {:.1%}"}
+SPLITS = {"validation": "validation", "eval": "test"}  # prefix of the metrics: name
 
 
 class MetricsLog:
-    """Writes one object per line to ``metrics.jsonl``, scalars to TensorBoard, and reports progress.
+    """Writes one object per line to ``metrics.jsonl``, and reports progress.
 
-    Progress is a bar on a terminal and plain lines elsewhere. Only the first process writes.
+    On a terminal, progress is a live line, and a line per evaluation. Elsewhere there is a line per
+    evaluation, for the first metrics, and for each tenth of the run. Only the first process writes.
 
     Args:
       workdir: the run's folder.
       start: the step at which the run resumes; later lines of the interrupted run are dropped.
       total: the run's last step.
       steps_per_epoch: number of steps per epoch, for the field ``epoch``.
+      writers: see :func:`sdd_jax.runs.writers.installed`; they are opened here.
+      config: the run's config, for the writers.
 
     Raises:
+      InputError: a writer cannot be used.
       WriteError: a file or the terminal cannot be written; also raised by every method.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, start: int, total: int, steps_per_epoch: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start: int,
+        total: int,
+        steps_per_epoch: int,
+        writers: Sequence[type[Writer]] = (),
+        config: Mapping[str, Any] | None = None,
+    ):
         self._total, self._steps_per_epoch = total, steps_per_epoch
         self._first_process = jax.process_index() == 0
-        self._bar = tqdm(
-            total=total, initial=start, unit="step", dynamic_ncols=True,
-            disable=not (self._first_process and sys.stderr.isatty()),
-        )  # fmt: skip
+        self._tenth: int | None = None  # of the run, at the last line on standard output
+        self._writers: list[Writer] = []
         if self._first_process:
             self._path = workdir / "metrics.jsonl"
             self._rewrite([line for line in read_metrics(workdir) if line["step"] <= start])
-            self._events = _Events(workdir / "tensorboard", purge_step=start + 1)
+            for writer in writers:
+                self._writers.append(writer(workdir, start=start, config=config or {}))
+        self._bar = tqdm(
+            total=total, initial=start, bar_format=LIVE_LINE, dynamic_ncols=True, leave=False,
+            disable=not (self._first_process and sys.stderr.isatty()),
+        )  # fmt: skip
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Records the metrics of a step; a second call for the same step adds to its line."""
@@ -56,66 +79,54 @@ class MetricsLog:
             with writing(self._path), self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             self._last_step = step
-        self._events.write(step, values)
+        for writer in self._writers:
+            writer.scalars(step, values)
+        self.advance(step)
+        self._bar.set_postfix_str(", ".join(_shown(LIVE, values)))
+        evaluated = [
+            f"{name} {', '.join(_shown(EVALUATED, values, prefix))}"
+            for prefix, name in SPLITS.items()
+            if f"{prefix}/accuracy" in values
+        ]
+        tenth = 10 * step // self._total
+        if evaluated or (self._bar.disable and tenth != self._tenth):
+            self._tenth = tenth
+            parts = [f"step {step}/{self._total}", f"epoch {line['epoch']:g}"]
+            parts += _shown(LOSS, values) + (evaluated or _shown(TRAINED, values))
+            self.say("  ".join(parts + _shown(SPEED, values)))
+
+    def advance(self, step: int) -> None:
+        """Moves the live line to a step."""
         self._bar.update(step - self._bar.n)
-        self._bar.set_postfix_str(
-            f"loss {values['train/loss']:.4g}" if "train/loss" in values else ""
-        )
-        if self._bar.disable or any(name in values for name in ("eval/nll", "validation/nll")):
-            self.say(f"step {step}/{self._total}  epoch {line['epoch']:g}  {_brief(values)}")
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Passes an image, uint8 ``[H, W, C]``, to the writers."""
+        for writer in self._writers:
+            writer.image(step, name, image)
 
     def say(self, message: str) -> None:
-        """Prints a line above the progress bar."""
+        """Prints a line above the live line."""
         if self._first_process:
             with writing("standard output"):
                 self._bar.write(message, file=sys.stdout)
                 sys.stdout.flush()
 
     def close(self) -> None:
-        """Closes the bar and the event file."""
+        """Removes the live line and closes the writers."""
         self._bar.close()
-        if self._first_process:
-            self._events.close()
+        for writer in self._writers:
+            writer.close()
 
     def _rewrite(self, lines: list[dict[str, float]]) -> None:
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._last_step = lines[-1]["step"] if lines else None
 
 
-class _Events:
-    """A TensorBoard event file, written synchronously so that errors are raised here."""
-
-    def __init__(self, folder: pathlib.Path, *, purge_step: int):
-        self._path = folder / "events"  # tensorboardX appends time, host and suffix
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-            self._writer = EventsWriter(str(self._path), f".{purge_step}")
-        # Hides the events that an interrupted run wrote for these steps.
-        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        scalars = [value for item in values.items() for value in scalar(*item).value]
-        self._write(Event(step=step, summary=Summary(value=scalars)))
-
-    def close(self) -> None:
-        with writing(self._path):
-            self._writer.close()
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        with writing(self._path):
-            self._writer.write_event(event)
-            self._writer.flush()
-
-
-def _brief(values: dict[str, float]) -> str:
-    """Short progress line for the terminal."""
-    shown = {name.removeprefix("train/"): value for name, value in values.items()}
-    speed = shown.pop("images_per_second", None)
-    text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if not _is_detail(name))
-    return text + (f"  {speed:,.0f} images/s" if speed else "")
-
-
-def _is_detail(name: str) -> bool:
-    nested = "/" in name and not name.startswith(("eval/", "validation/"))
-    return nested or name in ("learning_rate", "entropy")
+def _shown(formats: Mapping[str, str], values: Mapping[str, float], prefix: str = "") -> list[str]:
+    """The values that are there, as text."""
+    by_name = {name: f"{prefix}/{name}" if prefix else name for name in formats}
+    return [
+        formats[name].format(values[key]).replace("%", " %")
+        for name, key in by_name.items()
+        if key in values
+    ]

@@ -11,7 +11,7 @@ from sdd_jax import data
 from sdd_jax.config import complete, default
 from sdd_jax.devices import replicate
 from sdd_jax.errors import InputError
-from sdd_jax.evaluation import Evaluator, corruptions
+from sdd_jax.evaluation import Evaluator, corruptions, metrics
 from sdd_jax.evaluation.checks import build, checks, default_options
 from sdd_jax.evaluation.report import Report, Section
 from sdd_jax.evaluation.results import WARNING
@@ -110,7 +110,7 @@ def test_a_note_explains_a_temperature_at_its_bound_and_its_figures_are_not_in_t
 def labels_of(evaluator, names=("accuracy", "calibration")):
     """Labels of the summary of these checks."""
     sections = [Section(name, name, {"run": build(name, {})(evaluator)}) for name in names]
-    return [row["label"] for row in Report({"run": {}}, sections).summary()]
+    return [row.label for row in Report({"run": {}}, sections).summary()]
 
 
 def test_temperature_scaled_figures_come_first_and_raw_ones_beside_them(ce):
@@ -125,6 +125,78 @@ def test_temperature_scaled_figures_come_first_and_raw_ones_beside_them(ce):
     assert headline["NLL, temperature-scaled, nats"] == "calibration/scaled/nll"
     assert headline["NLL, raw, nats"] == "nll"
     assert labels_of(ce, ["accuracy"]) == ["accuracy, %", "NLL, raw, nats"]
+
+
+def test_a_temperature_that_makes_the_nll_worse_is_warned_about(ce):
+    assert not any("makes the NLL worse" in note for note in warnings_of(softened(ce, 6)))
+    wrong = np.flatnonzero(ce.logits.argmax(-1) != ce.labels)
+    right = np.flatnonzero(ce.logits.argmax(-1) == ce.labels)[: 2 * len(wrong)]
+    test = ce.setup.dataset.splits["test"]
+    hard = with_validation(ce, test.take(np.concatenate([wrong, right])))
+    result = build("calibration", {})(hard)
+    raw, scaled = (result.metrics[name] for name in ("nll", "calibration/scaled/nll"))
+    assert scaled > raw
+    (note,) = [note for note in result.notes if "makes the NLL worse" in note]
+    assert note.startswith(f"{WARNING}temperature scaling makes the NLL worse, {scaled:.3f} in ")
+    assert f"in place of {raw:.3f}: " in note
+    assert f"fitted on {3 * len(wrong)} validation images" in note
+
+
+def contributions_equal_metrics(result):
+    """Checks the contributions of a result: an entry for each metric of its summary with a direction."""
+    judged = {line.metric for line in result.headline if line.higher_is_better is not None}
+    assert judged <= set(result.by_image)
+    for name, groups in result.by_image.items():
+        for group in groups:
+            np.testing.assert_allclose(group.mean(), result.metrics[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("accuracy", {}),
+        ("calibration", {}),
+        ("adversarial", {"epsilons": (8.0,), "pgd_steps": 2, "max_images": 40}),
+        ("corruption", {"max_images": 40}),
+        ("mc_dropout", {"mc_samples": 3}),
+        ("ood", {}),
+    ],
+)
+def test_every_metric_of_the_summary_comes_with_the_contributions_of_its_images(
+    sd_dropout, name, options
+):
+    contributions_equal_metrics(build(name, options)(sd_dropout))
+
+
+def test_the_risk_coverage_plot_shows_the_whole_curve_of_every_run():
+    from matplotlib.figure import Figure
+
+    from sdd_jax.evaluation.checks.calibration import draw_risk_coverage
+
+    figure = Figure()
+    styles = [{"color": "k", "linestyle": "-", "marker": "o"}] * 2
+    curves = np.array([0.0, 0.0, 0.1]), np.array([0.0, 0.5, 0.6])
+    draw_risk_coverage(figure, dict(zip("ab", zip(curves, styles, strict=True), strict=True)))
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert low < 0  # a curve at zero does not coincide with the frame
+    assert high > 60
+    assert axes.get_xlim() == (0, 100)
+
+
+def test_the_reliability_plot_has_its_legend_off_the_axes_and_faint_bins_of_few_images():
+    from matplotlib.figure import Figure
+
+    from sdd_jax.evaluation.checks.calibration import draw_reliability
+
+    bins = metrics.Bins(np.array([3.0, 40.0]), np.array([0.3, 0.8]), np.array([0.9, 0.7]))
+    figure = Figure(layout="constrained")
+    draw_reliability(figure, {"a": ({"raw": bins}, {})})
+    (axes,) = figure.axes
+    assert axes.get_legend() is None
+    assert [len(legend.get_texts()) for legend in figure.legends] == [1]
+    alphas = {tuple(c.get_offsets()[0]): c.get_alpha() for c in axes.collections}
+    assert alphas[(30.0, 90.0)] < 0.3 < alphas[(80.0, 70.0)]
 
 
 def softened(evaluator, factor):
@@ -186,7 +258,8 @@ def test_the_remedy_is_not_a_temperature_that_widens_the_gap(ce):
         np.arange(len(validation)) % 5, (validation.labels + 1) % 10, validation.labels
     )
     wrong = dataclasses.replace(validation, labels=wrong.astype(np.int32))
-    (warning,) = warnings_of(with_validation(evaluator, wrong))
+    worse_nll, warning = warnings_of(with_validation(evaluator, wrong))
+    assert "makes the NLL worse" in worse_nll
     assert "underconfident" in warning
     assert "Divide" not in warning
     assert "does not correct this" in warning

@@ -1,6 +1,7 @@
 """From workdirs to records, metrics, plots and a report."""
 
 import base64
+import csv
 import json
 import shutil
 
@@ -71,6 +72,29 @@ def test_one_command_writes_metrics_plots_records_and_a_page(compared):
     assert "eval/mc_dropout/3/accuracy" not in result
 
 
+def test_the_results_hold_every_plot_as_pdf_and_the_tables(compared):
+    result, runs = compared
+    folder = runs["ce"] / "eval"
+    assert {path.stem for path in folder.glob("*.pdf")} == PLOTS
+    tables = {path.name for path in folder.iterdir() if path.suffix in (".csv", ".tex")}
+    assert tables == {"summary.csv", "summary.tex", "corruption.csv", "corruption.tex"}
+    header, accuracy, *_ = csv.reader((folder / "summary.csv").read_text().splitlines())
+    assert header == ["metric", "ce", "sd_dropout", "sd_dropout - ce", "low", "high"]
+    assert accuracy[0] == "accuracy, %"
+    assert float(accuracy[1]) == pytest.approx(100 * result["eval/accuracy"], rel=1e-5)
+    assert float(accuracy[4]) < float(accuracy[3]) < float(accuracy[5])
+
+
+def test_the_page_states_the_facts_of_the_runs(compared):
+    _, runs = compared
+    page = (runs["ce"] / "eval" / "report.html").read_text()
+    commit = json.loads((runs["ce"] / "config.json").read_text())["commit"] or "-"
+    for fact in ("step 96", "digits: 1,293 train, 360 test, 144 validation images", commit[:12]):
+        assert f">{fact}" in page
+    for name in ("seed", "evaluated"):
+        assert f'<th scope="row">{name}</th>' in page
+
+
 def test_a_later_evaluation_keeps_the_results_of_other_checks(compared, evaluated):
     result, _ = compared
     later = evaluate_workdir(str(evaluated), checkpoint="48")
@@ -115,7 +139,7 @@ def test_a_run_is_evaluated_alone_as_in_a_comparison(compared, capsys, tmp_path)
         line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy, %")
     )
     ours, theirs = (100 * values["eval/accuracy"] for values in (alone, result))
-    assert row.split() == f"accuracy, % {ours:.2f} {theirs:.2f} ({theirs - ours:+.2f})".split()
+    assert row.split() == f"accuracy, % {ours:.2f} {theirs:.2f}".split()
     assert {name: metrics(other)[name] for name in alone} == alone
 
 
@@ -133,13 +157,13 @@ def test_an_underconfident_run_is_warned_about_in_terminal_records_and_page(
     (note,) = json.loads((tmp_path / "checks.json").read_text())["calibration"]["notes"]
     assert warning == note.replace("Warning: ", "Warning: sd_dropout: ")
     page = (tmp_path / "report.html").read_text()
-    assert page.index(note.removeprefix("Warning: ")) < page.index("<h2>Summary</h2>")
+    assert page.index(note.removeprefix("Warning: ")) < page.index('<h2 id="summary">')
     rows = [line[:30].strip() for line in lines[lines.index("Summary") + 2 :]][:5]
     assert rows == [
         "accuracy, %", "NLL, temperature-scaled, nats", "NLL, raw, nats",
         "ECE, temperature-scaled, %", "ECE, raw, %",
     ]  # fmt: skip
-    positions = [page.index(f"<td>{label}</td>") for label in rows]
+    positions = [page.index(f'<th scope="row">{label} ') for label in rows]
     assert positions == sorted(positions)
 
 

@@ -1,5 +1,6 @@
 """Records of checks: a later evaluation replaces its own checks and keeps the others."""
 
+import dataclasses
 import json
 import os
 import threading
@@ -18,7 +19,9 @@ TIME = "2026-01-02T03:04:05+00:00"
 def write(folder, metrics_of, *, step=1, plots=None):
     """Writes a record for each check of ``{check: metrics}``, with the plots of ``{check: names}``."""
     pictures = {
-        check: [Picture(name, "title", "caption", f"{name} {step}".encode()) for name in names]
+        check: [
+            Picture(name, "title", "caption", f"{name} {step}".encode(), "alt") for name in names
+        ]
         for check, names in (dict.fromkeys(metrics_of, ()) | (plots or {})).items()
     }
     new = {
@@ -56,7 +59,7 @@ def files(folder):
 def test_records_come_back_as_they_were_written(tmp_path):
     folder = tmp_path / "eval"
     written = write(folder, {"a": {"a/x": 0.5, "a/n": 3, "a/y": np.nan}}, plots={"a": ["p"]})["a"]
-    assert written.pictures(folder) == [Picture("p", "title", "caption", b"p 1")]
+    assert written.pictures(folder) == [Picture("p", "title", "caption", b"p 1", "alt")]
     (record,) = records.read(folder).values()
     assert record.metrics == {"a/x": 0.5, "a/n": 3, "a/y": None}
     assert (record.title, record.step, record.checkpoint) == ("A", 1, "latest")
@@ -64,7 +67,7 @@ def test_records_come_back_as_they_were_written(tmp_path):
     assert record.options == {"rates": [0.5]}
     assert record.headline == [Headline("x", "x, %", 100, 1, None)]
     assert record.tables == [Table("t", ["", "a"], [["r", "1"]])]
-    assert record.plots == [("p", "title", "caption")]
+    assert record.plots == [("p", "title", "caption", "alt")]
     assert np.isnan(record.result.metrics["a/y"])
     assert record.result.notes == ["note"]
     assert metrics(folder) == {"step": 1, "eval/a/x": 0.5, "eval/a/n": 3, "eval/a/y": None}
@@ -79,6 +82,27 @@ def test_the_raw_metric_of_a_headline_is_kept_and_may_be_absent(tmp_path):
     path = tmp_path / "checks.json"
     path.write_text(path.read_text().replace(',\n        "raw": "x"', ""))  # an older file
     assert records.read(tmp_path)["a"].headline == [Headline("scaled/x", "x, scaled")]
+
+
+def test_plots_recorded_without_a_description_are_described_by_their_title(tmp_path):
+    write(tmp_path, {"a": {"x": 1.0}}, plots={"a": ["p"]})
+    path = tmp_path / "checks.json"
+    records_ = json.loads(path.read_text())
+    records_["a"]["plots"] = [["p", "title", "caption"]]  # an older file
+    path.write_text(json.dumps(records_))
+    (picture,) = records.read(tmp_path)["a"].pictures(tmp_path)
+    assert picture.alt == "title"
+
+
+def test_a_plot_for_print_is_written_beside_its_pixels_and_deleted_with_them(tmp_path):
+    new = {"a": records.record(CheckResult({"x": 1.0}), [], title="A", step=1, time=TIME)}
+    picture = Picture("p", "title", "caption", b"png", "alt", b"pdf")
+    plotted = {"a": dataclasses.replace(new["a"], plots=[("p", "title", "caption", "alt")])}
+    with records.locked(tmp_path):
+        records.write(tmp_path, 1, plotted, {"a": [picture]})
+        assert (tmp_path / "p.pdf").read_bytes() == b"pdf"
+        records.write(tmp_path, 1, new, {"a": []})
+    assert files(tmp_path) == {"checks.json", "metrics.json"}
 
 
 def test_a_repeated_check_is_replaced_and_the_others_stay(tmp_path):

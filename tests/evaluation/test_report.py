@@ -1,9 +1,11 @@
 """The report as a page and as text."""
 
+import csv
 import dataclasses
 import html.parser
 import re
 
+import numpy as np
 import pytest
 
 from sdd_jax.evaluation.plots import pictures
@@ -16,11 +18,12 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.addresses, self.text = [], [], ""
+        self.open, self.addresses, self.text, self.tags = [], [], "", []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.addresses += [v for k, v in attributes if k in ("src", "href")]
+        self.tags.append((tag, dict(attributes)))
         if tag not in ("meta", "img", "br", "link"):
             self.open.append(tag)
 
@@ -45,7 +48,7 @@ def report(runs=("a", "b"), headline=HEADLINE, **section):
         run: CheckResult(
             {"x": 0.25 * (i + 1), "y": float("nan")},
             headline=headline,
-            plots=[Plot("p", "<i>title", "caption & more", draw, [1, i])],
+            plots=[Plot("p", "<i>title", "caption & more", draw, [1, i], f"{i} <seen>")],
             tables=[Table("t<", ["", "c"], [["r", "<script>"]])],
             notes=["<note>"],
         )
@@ -59,20 +62,38 @@ def report(runs=("a", "b"), headline=HEADLINE, **section):
 def test_the_page_needs_no_other_file_and_escapes_text_from_outside():
     runs = ("<img src=x onerror=alert(1)>", "b&")
     text = report(runs, [Headline("x", "<b>")], source="<u>").html()
-    for markup in ("<img src=x", "<script>", "<i>title", "<note>", "<b>", "because <<", "<u>"):
+    for markup in (
+        "<img src=x", "<script>", "<i>title", "<note>", "<b>", "because <<", "<u>", "<seen>",
+    ):  # fmt: skip
         assert markup not in text
     assert "&lt;script&gt;" in text
     assert not re.search(r"<script|https?://", text)
     page = Page(text)
     assert page.open == []
-    assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
+    assert [address[:22] for address in page.addresses] == [
+        "#summary", "#check", "data:image/png;base64,"
+    ]  # fmt: skip
     assert 'width="576"' in text  # 6 inches
 
 
 def test_a_section_from_an_earlier_evaluation_says_its_step():
     earlier = report(source="From an earlier evaluation: step 7.", step="step 7")
     assert "From an earlier evaluation: step 7." in Page(earlier.html()).text
-    assert earlier.summary()[0]["label"] == "x, % (step 7)"
+    assert earlier.summary()[0].label == "x, % (step 7)"
+
+
+def compared(first, other, *, higher_is_better=True, metric="x"):
+    """The report of two runs with these contributions to their one metric."""
+    line = Headline(metric, "x, %", 100, 1, higher_is_better)
+    results = {
+        run: CheckResult({metric: np.mean(values)}, [line], by_image={metric: [values]})
+        for run, values in (("a", np.asarray(first)), ("b_1", np.asarray(other)))
+    }
+    return Report({"a": {}, "b_1": {}}, [Section("check", "Check", results)])
+
+
+def right(count):
+    return np.arange(360) < count
 
 
 @pytest.mark.parametrize(
@@ -80,23 +101,111 @@ def test_a_section_from_an_earlier_evaluation_says_its_step():
     [(True, "higher", "better"), (False, "lower", "worse"), (None, "", "")],
 )
 def test_differences_are_judged_by_the_better_direction(higher_is_better, better, verdict):
-    (row,) = report(headline=[Headline("x", "x", 100, 1, higher_is_better)]).summary()
-    cell = {"value": "50.0", "difference": "+25.0", "verdict": verdict}
-    assert row == {
-        "label": "x", "better": better, "beside": False, "first": "25.0", "others": [cell]
-    }  # fmt: skip
+    (row,) = compared(right(180), right(270), higher_is_better=higher_is_better).summary()
+    assert (row.label, row.better, row.beside) == ("x, %", better, False)
+    assert row.shown == ["50.0", "75.0"]
+    (cell,) = row.others
+    assert (cell.shown_difference, cell.verdict) == ("+25.0", verdict)
+    (lower,) = compared(right(270), right(180), higher_is_better=False).summary()
+    assert lower.others[0].verdict == "better"
 
 
-def test_values_that_are_equal_missing_or_not_numbers_have_no_direction():
-    same, nan = report(headline=[Headline("x", "x", 0.01), Headline("y", "y")]).summary()
-    assert same["others"][0]["verdict"] == "same"
-    assert nan["first"] == "-"
-    assert nan["others"][0] == {"value": "-", "difference": "-", "verdict": ""}
+def test_a_difference_is_better_or_worse_only_where_its_interval_excludes_zero():
+    """One image of 360 is no difference; the page colours only what is one."""
+    one, many = compared(right(350), right(351)), compared(right(340), right(355))
+    for report, verdict in ((one, ""), (many, "better")):
+        (row,) = report.summary()
+        (cell,) = row.others
+        assert cell.verdict == verdict
+        assert re.fullmatch(r"\[[+-]\d\.\d, \+\d\.\d\]", cell.shown_interval)
+        shown = re.search(r'<span class="difference (\w+)">(.*?)</span>', report.html())
+        assert shown[1] == (verdict or "unclear")
+        assert cell.shown_interval.replace("-", "\u2212") in report.html()
+
+
+def test_a_difference_without_the_values_of_the_images_is_shown_without_a_verdict():
+    (row,) = report().summary()
+    assert row.others[0].text() == "+25.0"
+    assert 'class="difference unclear">+25.0 </span>' in report().html()
+    other_images = compared(right(180), np.ones(300))
+    assert other_images.summary()[0].others[0].text() == "+50.0"
+
+
+def test_page_and_terminal_say_which_run_is_relative_to_which():
+    two = compared(right(340), right(355))
+    assert "Difference, b_1 minus a [95 % interval over the test images]" in two.text()
+    assert re.fullmatch(r"x, % +\+4.2 \[\+2.\d, \+6.\d\] better", two.text().splitlines()[-1])
+    text = Page(two.html()).text
+    assert "its difference from a (the run minus a)" in text
+    assert "do not account for the variation between seeds" in text
+    assert "Difference, each run minus a" in report(("a", "b", "c")).text()
+    assert "Difference" not in report(("a",)).text()
+    assert "its difference from" not in report(("a",)).html()
+
+
+def test_values_that_are_missing_or_not_numbers_have_no_difference():
+    (nan,) = report(headline=[Headline("y", "y")]).summary()
+    assert (nan.shown, nan.others[0].text(), nan.others[0].verdict) == (["-", "-"], "-", "")
     full = report()
     (section,) = full.sections
     only_b = dataclasses.replace(section, results={"b": section.results["b"]})
     (row,) = Report(full.runs, [only_b]).summary()
-    assert (row["first"], row["others"][0]["difference"]) == ("-", "-")
+    assert (row.shown[0], row.others[0].text()) == ("-", "-")
+
+
+def test_headers_have_a_scope_and_pictures_a_description_of_what_is_seen():
+    page = Page(report().html())
+    headers = [attributes for tag, attributes in page.tags if tag == "th"]
+    assert {attributes["scope"] for attributes in headers} == {"row", "col"}
+    (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert image["alt"] == "<i>title. a: 0 <seen>; b: 1 <seen>."
+    ids = {attributes.get("id") for _, attributes in page.tags}
+    assert {"summary", "check"} <= ids  # the targets of the contents
+
+
+def test_a_page_of_several_runs_names_the_run_at_each_value_for_narrow_screens():
+    page = Page(report().html())
+    named = [attributes["data-run"] for tag, attributes in page.tags if "data-run" in attributes]
+    assert {"a", "b"} == set(named)
+    assert "overflow-x" not in report().html()  # nothing scrolls out of sight
+
+
+def test_facts_that_all_runs_share_are_stated_once():
+    runs = {run: {"seed": "seven", "rate": f"rate of {run}"} for run in ("a", "b")}
+    text = Page(Report(runs, []).html()).text
+    assert [text.count(fact) for fact in ("seven", "rate of a", "rate of b")] == [1, 1, 1]
+
+
+def test_tables_come_as_csv_with_all_digits_and_as_latex():
+    files = compared(right(340), right(355)).files()
+    assert set(files) == {"report.html", "summary.csv", "summary.tex"}
+    header, row = csv.reader(files["summary.csv"].splitlines())
+    assert header == ["metric", "a", "b_1", "b_1 - a", "low", "high"]
+    assert row[:4] == ["x, %", "94.4444", "98.6111", "4.16667"]
+    assert float(row[4]) < 4.16667 < float(row[5])
+    assert files["summary.tex"].splitlines()[1:] == [
+        r"\begin{tabular}{lrrr}",
+        r"\toprule",
+        r" & a & b\_1 & b\_1 - a \\",
+        r"\midrule",
+        r"x, \% & 94.4 & 98.6 & $+4.2$ [$+2.0$, $+6.3$] better \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_the_tables_of_a_check_are_files_with_all_runs():
+    files = report().files()
+    assert files["check.csv"] == "run,,c\na,r,<script>\nb,r,<script>\n"
+    assert r"a & r & <script> \\" in files["check.tex"]
+    assert report(("a",)).files()["check.csv"] == ",c\nr,<script>\n"
+
+
+def test_latex_is_escaped():
+    text = Table("T", ["", "50% & x_1"], [["a\\b~^", "-0.5"], ["#{}$", "-"]]).latex()
+    assert r" & 50\% \& x\_1 \\" in text
+    assert r"a\textbackslash{}b\textasciitilde{}\textasciicircum{} & $-0.5$ \\" in text
+    assert r"\#\{\}\$ & - \\" in text
 
 
 NLL, ECE, SCALED_NLL, SCALED_ECE = (
@@ -123,7 +232,7 @@ def two_checks(first=("a", "b"), second=("a", "b"), **attributes):
 
 def rows_of(sections):
     return [
-        (row["label"], row["beside"], row["first"], row["others"][0]["value"])
+        (row.label, row.beside, *row.shown)
         for row in Report({"a": {}, "b": {}}, sections).summary()
     ]
 
@@ -167,7 +276,7 @@ def test_warnings_stand_above_the_summary_with_their_run_and_step():
     text = report.html()
     assert '<p class="warning"><strong>Warning:</strong> b: it is &lt;soft&gt;.</p>' in text
     assert text.count("&lt;soft&gt;") == 1
-    assert text.index("&lt;soft&gt;") < text.index("<h2>Summary</h2>")
+    assert text.index("&lt;soft&gt;") < text.index('<h2 id="summary">Summary</h2>')
     alone = Report({"b": {}}, [Section("check", "", {"b": results["b"]}, step="step 7")])
     assert "Warning: step 7: it is <soft>." in alone.text().splitlines()
 
@@ -183,6 +292,58 @@ def test_a_run_looks_the_same_in_a_plot_that_the_first_run_is_missing_from():
     pictures({"a": result, "b": result}, ("a", "b"))
     pictures({"b": result}, ("a", "b"))
     assert colours[0]["b"] == colours[1]["b"] != colours[0]["a"]
+
+
+def drawn_panels(count, **options):
+    """Number of runs in each call of the drawing function, and the size of the picture in inches."""
+    calls = []
+
+    def spy(figure, runs):
+        calls.append(len(runs))
+        draw(figure, runs)
+
+    runs = [f"run {i}" for i in range(count)]
+    plot = Plot("p", "", "", spy, [1, 2], size=(4, 3), **options)
+    (picture,) = pictures({run: CheckResult({}, plots=[plot]) for run in runs}, runs)
+    size = [int.from_bytes(picture.png[i : i + 4], "big") / 150 for i in (16, 20)]
+    return calls, size
+
+
+def test_more_than_four_runs_are_drawn_in_small_multiples():
+    assert drawn_panels(4) == ([4], [4, 3])
+    assert drawn_panels(6) == ([1] * 6, [12, 6])
+    assert drawn_panels(2, panels=True) == ([1] * 2, [8, 3])
+    assert drawn_panels(1, panels=True) == ([1], [4, 3])
+
+
+def test_small_multiples_have_the_same_limits_unless_a_plot_says_otherwise():
+    for shared in (True, False):
+        figures = []
+
+        def spy(figure, runs, figures=figures):
+            figures.append(figure)
+            draw(figure, runs)
+
+        results = {
+            run: CheckResult({}, plots=[
+                Plot("p", "", "", spy, data, panels=True, shared_axes=shared)
+            ])
+            for run, data in (("a", [0, 1]), ("b", [5, 9]))
+        }  # fmt: skip
+        pictures(results, results)
+        limits = [figure.axes[0].get_ylim() for figure in figures]
+        assert (limits[0] == limits[1]) == shared
+        if shared:
+            assert limits[0][0] <= 0
+            assert limits[0][1] >= 9
+
+
+def test_a_picture_comes_as_pixels_and_as_a_pdf_that_is_the_same_every_time():
+    result = {"a": CheckResult({}, plots=[Plot("p", "", "", draw, [1, 2])])}
+    first, second = (pictures(result, ["a"])[0] for _ in range(2))
+    assert first.pdf.startswith(b"%PDF")
+    assert first == second
+    assert b"/Type3" not in first.pdf  # fonts that journals refuse
 
 
 def test_a_table_is_aligned_for_the_terminal():

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+from sdd_jax.evaluation import metrics
 from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.evaluator import Evaluator
 from sdd_jax.evaluation.results import CheckResult, Headline
@@ -19,7 +20,10 @@ class Accuracy(Check):
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates the clean images."""
+        log_probs = metrics.log_softmax(evaluator.logits)
+        by_image = metrics.contributions(log_probs, evaluator.labels, "accuracy", "nll")
         return CheckResult(
             evaluator.summary(),
             headline=(Headline("accuracy", "accuracy, %", 100), NLL),
+            by_image={name: [values] for name, values in by_image.items()},
         )

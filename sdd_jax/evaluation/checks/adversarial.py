@@ -48,6 +48,7 @@ class Adversarial(Check):
         images, labels = evaluator.images[:count], evaluator.labels[:count]
         epsilons = sorted({0.0, *map(float, self.epsilons)})
         curves: dict[str, dict[float, float]] = {"fgsm": {}, "pgd": {}}
+        by_image = {}
         for name, attack in (("fgsm", self._fgsm_logits), ("pgd", self._pgd_logits)):
             for epsilon in epsilons:
                 logits = (
@@ -57,6 +58,9 @@ class Adversarial(Check):
                 )
                 log_probs = metrics.log_softmax(logits)
                 curves[name][epsilon] = metrics.top_k_accuracy(log_probs, labels)
+                by_image[f"adversarial/{name}/{epsilon:g}/accuracy"] = [
+                    metrics.contributions(log_probs, labels, "accuracy")["accuracy"]
+                ]
         weakest, strongest = f"{epsilons[1 % len(epsilons)]:g}", f"{epsilons[-1]:g}"
         return CheckResult(
             {"adversarial/images": len(labels)}
@@ -83,9 +87,13 @@ class Adversarial(Check):
                     "that under the stronger one.",
                     partial(_draw, self.pgd_steps),
                     curves,
+                    f"accuracy {100 * curves['pgd'][0.0]:.1f} % without an attack, at "
+                    f"{strongest}/255 {100 * curves['fgsm'][epsilons[-1]]:.1f} % under FGSM and "
+                    f"{100 * curves['pgd'][epsilons[-1]]:.1f} % under PGD-{self.pgd_steps}",
                 ),
             ),
             notes=(f"{len(labels):,} images; the attacker knows the network and the labels.",),
+            by_image=by_image,
         )
 
     def _fgsm_logits(self, evaluator, images, labels, epsilon):

@@ -11,7 +11,7 @@ from sdd_jax.evaluation import metrics, plots
 from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.checks.accuracy import NLL
 from sdd_jax.evaluation.evaluator import Evaluator
-from sdd_jax.evaluation.results import WARNING, CheckResult, Headline, Plot
+from sdd_jax.evaluation.results import MISSING, WARNING, CheckResult, Headline, Plot
 
 COMPARED = ("ece", "nll", "brier")  # before and after temperature scaling
 RAW = (NLL, Headline("ece", "ECE, raw, %", 100, higher_is_better=False))
@@ -27,6 +27,7 @@ SCALED = (
     ),
     Headline("calibration/temperature", "fitted temperature", higher_is_better=None),
 )
+FEW = 10  # images in a bin, below which the plot shows it faintly
 SMALLEST_GAP = 0.02  # between accuracy and mean confidence, for a warning
 
 
@@ -40,7 +41,8 @@ class Calibration(Check):
 
     ``calibration/confidence`` is the mean probability of the predicted class, ``calibration/gap`` the
     accuracy minus it: positive for an underconfident network, negative for an overconfident one. A note
-    warns of a gap that exceeds 0.02 and two of its standard errors.
+    warns of a gap that exceeds 0.02 and two of its standard errors, another of a temperature that makes
+    the NLL worse.
     """
 
     title: ClassVar[str] = "Calibration"
@@ -62,7 +64,10 @@ class Calibration(Check):
             "calibration/gap": float(gaps.mean()),
         }
         bins = {"raw": metrics.reliability(log_probs, labels)}
+        risks = metrics.risk_coverage(log_probs, labels)
         headline = list(RAW)
+        by_image = metrics.contributions(log_probs, labels, "nll", "ece")
+        by_image["calibration/aurc"] = metrics.contributions(log_probs, labels, "aurc")["aurc"]
         notes = []
         fitted = None
         if "validation" in evaluator.setup.dataset.splits:
@@ -85,6 +90,9 @@ class Calibration(Check):
                 fitted = temperature
                 bins["temperature-scaled"] = metrics.reliability(scaled, labels)
                 headline += SCALED
+                of_scaled = metrics.contributions(scaled, labels, "nll", "ece")
+                by_image |= {f"calibration/scaled/{name}": of_scaled[name] for name in of_scaled}
+                notes += _worse_nll(values, len(validation.labels))
         else:
             notes.append(
                 "There is no validation split, so no temperature is fitted and all figures are raw; "
@@ -101,9 +109,11 @@ class Calibration(Check):
                     "Reliability",
                     "Each marker is a bin of images by confidence, its area their share. On the "
                     "diagonal, confidence equals accuracy; above it, the network is underconfident, "
-                    "below it overconfident.",
-                    plots.panels(_draw_reliability),
+                    f"below it overconfident. Bins of fewer than {FEW} images are faint: their "
+                    "accuracy is uncertain.",
+                    draw_reliability,
                     bins,
+                    "; ".join(_seen(name, group) for name, group in bins.items()),
                     size=(4.6, 4.4),
                     panels=True,
                 ),
@@ -112,12 +122,28 @@ class Calibration(Check):
                     "Risk and coverage",
                     "Error among the most confident images when the network abstains on the others. The "
                     "lower the curve, the better confidence separates right predictions from wrong.",
-                    plots.overlay(_draw_risk),
-                    metrics.risk_coverage(log_probs, labels),
+                    draw_risk_coverage,
+                    risks,
+                    f"error {100 * risks[-1]:.1f} % on all images, "
+                    f"{100 * risks[(len(risks) - 1) // 2]:.1f} % on the more confident half",
                 ),
             ),
             notes=notes,
+            by_image={name: [contributions] for name, contributions in by_image.items()},
         )
+
+
+def _worse_nll(values: Mapping[str, float], num_validation: int) -> list[str]:
+    """A warning if temperature scaling makes the NLL worse, as far as the summary shows it, or none."""
+    raw, scaled = (NLL.show(values[name]) for name in ("nll", "calibration/scaled/nll"))
+    if MISSING in (raw, scaled) or float(scaled) <= float(raw):
+        return []
+    return [
+        f"{WARNING}temperature scaling makes the NLL worse, {scaled} in place of {raw}: the "
+        f"temperature, {values['calibration/temperature']:.3g}, was fitted on {num_validation} "
+        "validation images, which are too few or differ from the evaluated ones. Use the raw "
+        "probabilities, and compare runs by the raw figures, or train with a larger dataset.validation."
+    ]
 
 
 def _warnings(
@@ -144,16 +170,13 @@ def _warnings(
             "Before you use the probabilities, or compare runs by NLL or ECE, fit a temperature: train "
             "with a larger dataset.validation."
         )
-    elif (temperature < 1) == under:
+    elif (temperature < 1) == under and not _worse_nll(values, 0):
         remedy = (
             f"Divide the logits by the fitted temperature, {temperature:.3g}, before you use the "
             "probabilities, and compare runs by the temperature-scaled figures."
         )
     else:
-        remedy = (
-            f"The fitted temperature, {temperature:.3g}, does not correct this; still compare runs by "
-            "the temperature-scaled figures."
-        )
+        remedy = f"The fitted temperature, {temperature:.3g}, does not correct this."
     if under and sd_dropout:
         remedy += (
             " If its accuracy on the training images is low as well, train with a smaller "
@@ -166,35 +189,40 @@ def _warnings(
     ]
 
 
-def _draw_reliability(axes, bins) -> None:
+def _seen(name: str, bins: metrics.Bins) -> str:
+    filled = bins.count >= FEW
+    above = int(np.sum(bins.accuracy[filled] > bins.confidence[filled]))
+    bins_of = f"{filled.sum()} bins of {FEW} images or more"
+    return f"{name}, accuracy exceeds confidence in {above} of the {bins_of}"
+
+
+def draw_reliability(figure, runs) -> None:
+    """Draws the bins of one run."""
+    axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="0.6", lw=1, zorder=0)
+    ((bins, _),) = runs.values()
     for (name, group), style in zip(bins.items(), plots.styles(), strict=False):
-        filled = group.count > 0
-        confidence, accuracy = 100 * group.confidence[filled], 100 * group.accuracy[filled]
-        colour, marker = style["color"], style["marker"]
-        area = 12 + 300 * group.count[filled] / group.count.sum()
-        axes.plot(confidence, accuracy, color=colour, ls=style["linestyle"], lw=1)
-        axes.scatter(
-            confidence,
-            accuracy,
-            s=area,
-            color=colour,
-            marker=marker,
-            alpha=0.75,
-            lw=0,
-            clip_on=False,
-        )
+        share = group.count / group.count.sum()
+        for shown, alpha in ((group.count >= FEW, 0.75), (group.count < FEW, 0.28)):
+            x, y = 100 * group.confidence[shown], 100 * group.accuracy[shown]
+            axes.scatter(
+                x, y, 12 + 300 * share[shown], style["color"], marker=style["marker"],
+                alpha=alpha, lw=0, clip_on=False,
+            )  # fmt: skip
+            if alpha > 0.5:
+                axes.plot(x, y, color=style["color"], ls=style["linestyle"], lw=1)
         axes.plot([], [], label=name, **style)
     axes.set(xlim=(0, 102), ylim=(0, 102), aspect="equal")
     axes.set_xlabel("confidence (%)")
     axes.set_ylabel("accuracy (%)")
-    axes.legend(frameon=False, loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
-def _draw_risk(axes, risks, *, label, color, linestyle, **_) -> None:
+@plots.overlay
+def draw_risk_coverage(axes, risks, *, label, color, linestyle, **_) -> None:
+    """Draws the risks of one run."""
     coverage = 100 * np.arange(1, len(risks) + 1) / len(risks)
     axes.plot(coverage, 100 * risks, label=label, color=color, ls=linestyle)
-    axes.set(xlim=(0, 100))
-    axes.set_ylim(bottom=0)
+    axes.set(xlim=(0, 100))  # a limit of y would end its scaling to the runs that follow
     axes.set_xlabel("coverage (% of images)")
     axes.set_ylabel("error (%)")

@@ -63,9 +63,12 @@ class CorruptionRobustness(Check):
             corrupted = _generated(evaluator, count)
         results: dict[str, list[dict[str, float]]] = {}
         num_images = 0
+        by_image: dict[str, list[np.ndarray]] = {}
         for name, logits, labels in corrupted:
-            by_severity = results.setdefault(name, [])
-            by_severity.append(metrics.compute(metrics.log_softmax(logits), labels, *METRICS))
+            by_severity, log_probs = results.setdefault(name, []), metrics.log_softmax(logits)
+            by_severity.append(metrics.compute(log_probs, labels, *METRICS))
+            for metric, image in metrics.contributions(log_probs, labels, *METRICS).items():
+                by_image.setdefault(metric, []).append(image)
             num_images = len(labels)
         prefix = f"corruption/{kind}"
         values = {
@@ -100,11 +103,16 @@ class CorruptionRobustness(Check):
                     "Right: mean over the severities of each corruption.",
                     _draw,
                     (clean, accuracy),
+                    _seen(clean, accuracy),
                     size=(11, 4.6),
                 ),
             ),
             tables=(_table(kind, accuracy),),
             notes=(_note(kind, len(results), num_images),),
+            by_image={
+                f"{prefix}/mean_{metric}": [np.mean(each, axis=0)]
+                for metric, each in by_image.items()
+            },
         )
 
 
@@ -203,6 +211,16 @@ def _table(kind: str, accuracy: dict[str, list[float]]) -> Table:
     rows.append(["mean", *(f"{100 * value:.1f}" for value in [*means, means.mean()])])
     header = ["severity", *map(str, SEVERITIES), "mean"]
     return Table(f"Accuracy (%) under {kind} corruptions", header, rows)
+
+
+def _seen(clean: float, accuracy: dict[str, list[float]]) -> str:
+    mean = np.mean(list(accuracy.values()), axis=0)
+    hardest = min(accuracy, key=lambda name: np.mean(accuracy[name]))
+    return (
+        f"accuracy {100 * clean:.1f} % on clean images, {100 * mean[0]:.1f} % at severity 1, "
+        f"{100 * mean[-1]:.1f} % at severity 5; lowest under {hardest.replace('_', ' ')}, "
+        f"{100 * np.mean(accuracy[hardest]):.1f} %"
+    )
 
 
 def _draw(figure, runs) -> None:

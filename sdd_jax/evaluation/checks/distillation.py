@@ -12,7 +12,7 @@ from sdd_jax.errors import InputError
 from sdd_jax.evaluation import metrics
 from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
-from sdd_jax.evaluation.plots import COLOURS, log_ticks, panels
+from sdd_jax.evaluation.plots import COLOURS, log_ticks, panel
 from sdd_jax.evaluation.results import MISSING, CheckResult, Headline, Plot, Table
 
 
@@ -61,11 +61,16 @@ class Distillation(Check):
         )
         mc, _ = networks["mc"]
         values: dict[str, float] = {"mc_samples": self.mc_samples}
+        by_image = {}
         for name, (log_probs, seconds) in networks.items():
             values[f"{name}/error"] = 1 - metrics.top_k_accuracy(log_probs, labels)
             for metric, value in metrics.compute(log_probs, labels, "nll", "brier", "ece").items():
                 values[f"{name}/{metric}"] = value
             divergence = np.sum(np.exp(mc) * (mc - log_probs), axis=-1)
+            by_image[f"distillation/{name}/kl_from_mc"] = [divergence]
+            by_image[f"distillation/{name}/error"] = [
+                1 - metrics.contributions(log_probs, labels, "accuracy")["accuracy"]
+            ]
             values[f"{name}/kl_from_mc"] = float(np.mean(divergence))
             if seconds is not None:
                 values[f"{name}/milliseconds_per_image"] = 1000 * seconds
@@ -88,13 +93,19 @@ class Distillation(Check):
                     "Error of the ensemble",
                     "Error of the mean posterior under m masks, which takes m passes, and of one pass "
                     "of the teacher without dropout and of the student.",
-                    panels(_draw),
+                    panel(_draw),
                     (curve, values),
+                    "error "
+                    + ", ".join(
+                        f"{label} {100 * values[f'{name}/error']:.2f} %"
+                        for name, label in _labels(values).items()
+                    ),
                     panels=True,
                 ),
             ),
             tables=(_table(values),),
             notes=(_gap_note(values),),
+            by_image=by_image,
         )
 
 

@@ -42,13 +42,14 @@ class MCDropout(Check):
         setup, labels = evaluator.setup, evaluator.labels
         own_dropout = any(setup.model.stochastic()) and not self.mc_rate
         rate = 0.0 if own_dropout else self.mc_rate or setup.sd_dropout_rate
-        curve = {}
+        curve, by_image = {}, {}
         for ensemble in evaluator.ensemble_predictions(self.mc_samples, rate=rate):
             curve[ensemble.num_samples] = {
                 **metrics.compute(ensemble.log_probs, labels, "accuracy", "nll", "ece"),
                 "entropy": float(np.mean(ensemble.entropy)),
                 "mutual_information": float(np.mean(ensemble.mutual_information)),
             }
+            by_image = metrics.contributions(ensemble.log_probs, labels, "accuracy", "nll", "ece")
         last, label = f"mc_dropout/{self.mc_samples}", f"MC({self.mc_samples})"
         source = "the network's own dropout" if own_dropout else f"dropout {rate:g} on the features"
         return CheckResult(
@@ -70,10 +71,16 @@ class MCDropout(Check):
                     "single pass with dropout off.",
                     _draw,
                     (curve, evaluator.summary()),
+                    ", ".join(
+                        f"{label} {100 * curve[1][name]:.1f} % with 1 mask and "
+                        f"{100 * curve[self.mc_samples][name]:.1f} % with {self.mc_samples}"
+                        for name, label in (("accuracy", "accuracy"), ("ece", "ECE"))
+                    ),
                     size=(11, 3.4),
                 ),
             ),
             notes=(f"The masks are those of {source}.",),
+            by_image={f"{last}/{name}": [values] for name, values in by_image.items()},
         )
 
 

@@ -15,7 +15,7 @@ from sdd_jax.evaluation import attacks, metrics
 from sdd_jax.evaluation.batching import HostArray
 from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
-from sdd_jax.evaluation.plots import COLOURS, panels, styles
+from sdd_jax.evaluation.plots import COLOURS, panel, styles
 from sdd_jax.evaluation.results import CheckResult, Headline, Plot
 from sdd_jax.options import NonNegative, Positive
 
@@ -60,7 +60,7 @@ class OutOfDistribution(Check):
         """Evaluates each score on each data set."""
         num_in, name_in = len(evaluator.labels), evaluator.setup.dataset.name
         scores_in = self._scores(evaluator, evaluator.images)
-        values, headline, plots, notes = {}, [], [], []
+        values, headline, plots, notes, by_image = {}, [], [], [], {}
         for name in self._names:
             images, label = _images(name, evaluator.setup), _label(name)
             scores_out = self._scores(evaluator, images)
@@ -69,6 +69,9 @@ class OutOfDistribution(Check):
                 detection = metrics.detection(scores_in[score], scores_out[score])
                 auroc[score] = detection["auroc"]
                 values |= {f"ood/{label}/{score}/{k}": value for k, value in detection.items()}
+                by_image[f"ood/{label}/{score}/auroc"] = metrics.auroc_contributions(
+                    scores_in[score], scores_out[score]
+                )
             headline += [
                 Headline(
                     f"ood/{label}/{score}/auroc",
@@ -81,6 +84,9 @@ class OutOfDistribution(Check):
                 f"Out of distribution: {len(images):,} images of {label}; in distribution: "
                 f"{num_in:,} of {name_in}."
             )
+            seen = "AUROC " + ", ".join(
+                f"{title} {100 * auroc[score]:.1f} %" for score, title in SCORE_LABELS.items()
+            )
             plots += [
                 Plot(
                     f"ood_{label}_scores",
@@ -88,20 +94,24 @@ class OutOfDistribution(Check):
                     "Where the two histograms overlap, a score cannot separate the two data sets.",
                     functools.partial(_draw_histograms, label),
                     (scores_in, scores_out),
+                    seen,
                     size=(11, 2.6),
+                    panels=True,
+                    shared_axes=False,
                 ),
                 Plot(
                     f"ood_{label}_roc",
                     f"Detection of {label}",
                     "The closer a curve is to the upper left corner, the better the score separates the "
                     "two data sets; the diagonal is chance.",
-                    panels(_draw_roc),
+                    panel(_draw_roc),
                     (scores_in, scores_out, auroc),
+                    seen,
                     size=(4.6, 4.4),
                     panels=True,
                 ),
             ]
-        return CheckResult(values, headline, plots, notes=notes)
+        return CheckResult(values, headline, plots, notes=notes, by_image=by_image)
 
     @property
     def _names(self) -> list[str]:
@@ -144,23 +154,19 @@ def _label(name: str) -> str:
 
 
 def _draw_histograms(label, figure, runs) -> None:
-    rows = figure.subplots(len(runs), len(SCORE_LABELS), squeeze=False)
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height * len(runs))
-    for row, (run, ((scores_in, scores_out), _)) in zip(rows, runs.items(), strict=True):
-        for axes, (score, title) in zip(row, SCORE_LABELS.items(), strict=True):
-            finite = [s[score][np.isfinite(s[score])] for s in (scores_in, scores_out)]
-            bins = np.histogram_bin_edges(np.concatenate(finite), 40)
-            for values, name, colour in zip(
-                finite, ("in distribution", label), COLOURS, strict=False
-            ):
-                weights = np.full(len(values), 100 / max(len(values), 1))
-                axes.hist(values, bins, weights=weights, label=name, color=colour, alpha=0.55)
-            axes.set_xlabel(f"{title}{', log' if score in ('msp', 'odin') else ''}")
-            axes.locator_params(axis="x", nbins=4)
-        row[0].set_ylabel("images (%)" if len(runs) == 1 else f"{run}\nimages (%)")
+    row = figure.subplots(1, len(SCORE_LABELS))
+    (((scores_in, scores_out), _),) = runs.values()
+    for axes, (score, title) in zip(row, SCORE_LABELS.items(), strict=True):
+        finite = [s[score][np.isfinite(s[score])] for s in (scores_in, scores_out)]
+        bins = np.histogram_bin_edges(np.concatenate(finite), 40)
+        for values, name, colour in zip(finite, ("in distribution", label), COLOURS, strict=False):
+            weights = np.full(len(values), 100 / max(len(values), 1))
+            axes.hist(values, bins, weights=weights, label=name, color=colour, alpha=0.55)
+        axes.set_xlabel(f"{title}{', log' if score in ('msp', 'odin') else ''}")
+        axes.locator_params(axis="x", nbins=4)
+    row[0].set_ylabel("images (%)")
     figure.legend(
-        *rows[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
+        *row[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False
     )
 
 

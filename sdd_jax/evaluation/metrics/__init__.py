@@ -44,6 +44,7 @@ from sdd_jax.evaluation.metrics.ood_scores import (
     maximum_softmax_probability,
     negative_energy,
 )
+from sdd_jax.evaluation.metrics.paired import auroc_contributions, contributions, paired_interval
 from sdd_jax.evaluation.metrics.selective import area_under_risk_coverage, risk_coverage
 
 __all__ = [
@@ -51,9 +52,11 @@ __all__ = [
     "METRICS",
     "Bins",
     "area_under_risk_coverage",
+    "auroc_contributions",
     "brier_score",
     "classwise_calibration_error",
     "compute",
+    "contributions",
     "detection",
     "expected_calibration_error",
     "fit_temperature",
@@ -63,6 +66,7 @@ __all__ = [
     "maximum_softmax_probability",
     "negative_energy",
     "negative_log_likelihood",
+    "paired_interval",
     "reliability",
     "risk_coverage",
     "roc",

@@ -84,7 +84,7 @@ def reliability(
         sizes = [len(part) for part in np.array_split(order, num_bins)]
         index = np.repeat(np.arange(num_bins), sizes)
     else:
-        index = _equal_width_index(confidence, num_bins)
+        index = equal_width_index(confidence, num_bins)
     count, confidence, correct = (
         np.bincount(index, weights, num_bins)
         for weights in (np.ones_like(confidence), confidence, correct)
@@ -203,7 +203,7 @@ def classwise_calibration_error(
     if not probs.size or np.isnan(probs).any():
         return math.nan
     num_examples, num_classes = probs.shape
-    index = _equal_width_index(probs, num_bins) + num_bins * np.arange(num_classes)
+    index = equal_width_index(probs, num_bins) + num_bins * np.arange(num_classes)
     probs[np.arange(num_examples), labels] -= 1
     gaps = np.bincount(index.ravel(), probs.ravel())
     return float(np.abs(gaps).sum() / probs.size)
@@ -266,7 +266,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return math.exp(root_scalar(slope, bracket=(lowest, highest), xtol=1e-12).root)
 
 
-def _equal_width_index(probs: np.ndarray, num_bins: int) -> np.ndarray:
+def equal_width_index(probs: np.ndarray, num_bins: int) -> np.ndarray:
     """Returns the bin b with ``b / num_bins < p <= (b + 1) / num_bins`` of every probability p."""
     # Compared with the edges, because p * num_bins may round past one (7 / 25 * 25 > 7).
     edges = np.arange(1, num_bins) / num_bins

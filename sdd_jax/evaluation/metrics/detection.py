@@ -43,7 +43,7 @@ def detection(scores_in: ArrayLike, scores_out: ArrayLike) -> dict[str, float]:
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    is_in, ranks = _ranked(scores_in, scores_out)
+    is_in, ranks = ranked(scores_in, scores_out)
     if not len(ranks):
         return dict.fromkeys(("auroc", "aupr_in", "aupr_out", "fpr95"), math.nan)
     fpr, tpr = roc(scores_in, scores_out)
@@ -77,14 +77,14 @@ def roc(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.nda
     """
     from sklearn.metrics import roc_curve
 
-    is_in, ranks = _ranked(scores_in, scores_out)
+    is_in, ranks = ranked(scores_in, scores_out)
     if not len(ranks):
         return np.array([math.nan]), np.array([math.nan])
     fpr, tpr, _ = roc_curve(is_in, ranks, drop_intermediate=False)
     return fpr, tpr
 
 
-def _ranked(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def ranked(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Returns a mask of the in-distribution scores, and the rank of every score; empty if undefined.
 
     Equal scores have equal ranks. Ranks are finite: scikit-learn refuses infinite scores.

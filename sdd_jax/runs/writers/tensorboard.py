@@ -1,0 +1,73 @@
+"""TensorBoard: scalars, images, and the config as text and hyperparameters."""
+
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sdd_jax.errors import writing
+from sdd_jax.runs.writers import Writer, writers
+
+
+@writers.register("tensorboard")
+class TensorBoard(Writer):
+    """An event file in ``WORKDIR/tensorboard``, written synchronously so that errors are raised here."""
+
+    package = "tensorboardX"
+
+    def __init__(self, workdir: pathlib.Path, *, start: int, config: Mapping[str, Any]):
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._summary, self._event = summary, Event
+        folder = workdir / "tensorboard"
+        self._path = folder / "events"  # tensorboardX appends time, host and suffix
+        purge_step = start + 1 if start else 0
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            self._writer = EventsWriter(str(self._path), f".{purge_step}")
+        # Hides the events that an interrupted run wrote for these steps.
+        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        if not start:
+            text = json.dumps(config, indent=2)
+            self._write(step=0, summary=summary.text("config", f"```json\n{text}\n```"))
+            # In this file: SummaryWriter.add_hparams would create a run of its own.
+            for part in summary.hparams(dict(_flat(config)), dict.fromkeys(_METRICS)):
+                self._write(step=0, summary=part)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one event with all values."""
+        summary = self._summary.Summary()
+        for item in values.items():
+            summary.value.extend(self._summary.scalar(*item).value)
+        self._write(step=step, summary=summary)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes a PNG."""
+        self._write(step=step, summary=self._summary.image(name, image, dataformats="HWC"))
+
+    def close(self) -> None:
+        """Closes the file."""
+        with writing(self._path):
+            self._writer.close()
+
+    def _write(self, **event: Any) -> None:
+        with writing(self._path):
+            self._writer.write_event(self._event(wall_time=time.time(), **event))
+            self._writer.flush()
+
+
+_METRICS = ("eval/accuracy", "eval/nll", "eval/ece", "validation/accuracy", "train/loss")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
+    """Fields by path; values other than numbers and text as text."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str | int | float) else str(value)
