@@ -125,7 +125,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             runs = make_runs(study, study.runs, pathlib.Path(folder))
         (measure.RESULTS / f"{name}.json").write_text(dump(study.what, machine, runs))
-    tables.write_tables(measure.ROOT / "README.md")
+    tables.write_all()
 
 
 if __name__ == "__main__":

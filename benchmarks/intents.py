@@ -43,7 +43,7 @@ def main() -> None:
             what="Few-shot intent classification on CLINC150; every seed at the chosen value",
             results=results,
         )
-    tables.write_tables(measure.ROOT / "README.md")
+    tables.write_all()
 
 
 if __name__ == "__main__":

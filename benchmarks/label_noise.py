@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         what=f"{CARD} with symmetric label noise; accuracies on the clean test set, %",
         results=results,
     )
-    tables.write_tables(measure.ROOT / "README.md")
+    tables.write_all()
 
 
 if __name__ == "__main__":

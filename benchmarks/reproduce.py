@@ -135,7 +135,7 @@ def main() -> None:
             run(args.plan, row, seed, args)
         print(tables.plan_table(args.plan))
     if args.tables:
-        tables.write_tables(measure.ROOT / "README.md")
+        tables.write_all()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the README's tables of results from the result files.
+"""Writes the tables of results in the README and docs/results.md from the result files.
 
     python -m benchmarks.tables
 
@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks import gain, measure, outcomes
 from benchmarks.plans import PLANS, Figures
 
+PAGES = ("README.md", "docs/results.md")
 DIGITS: Figures = {
     "accuracy %": ("eval/accuracy", 100, 2),
     "NLL": ("eval/nll", 1, 3),
@@ -238,14 +239,20 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def write_tables(readme: pathlib.Path) -> None:
+def write_tables(page: pathlib.Path) -> None:
     """Replaces the text between the marks of each table."""
-    text = readme.read_text()
+    text = page.read_text()
     for name, table in tables().items():
         marks = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)"
         text = re.sub(marks, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
-    readme.write_text(text)
+    page.write_text(text)
+
+
+def write_all() -> None:
+    """Writes the tables of every page."""
+    for page in PAGES:
+        write_tables(measure.ROOT / page)
 
 
 if __name__ == "__main__":
-    write_tables(measure.ROOT / "README.md")
+    write_all()
