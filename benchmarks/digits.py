@@ -1,4 +1,4 @@
-"""Trains and evaluates the embedded digits, and writes the result files and tables of the README.
+"""Trains and evaluates the embedded digits, and writes their result files and tables.
 
     python -m benchmarks.digits [--only digits]
 

@@ -6,7 +6,7 @@ PLAN is one of :mod:`benchmarks.plans`. DIR is a tfds ``data_dir``, or holds ``c
 like, with arrays as for ``npz:``. Each run is ``train.py`` and then ``eval.py``; an interrupted run
 resumes. Its figures go to ``benchmarks/results/PLAN/ROW-SEED.json``; a run with such a file is skipped.
 All rows of a method train with the first seed, and the one with the highest validation accuracy with the
-other seeds. ``--tables``, alone or with a plan, updates the tables in the README.
+other seeds. ``--tables``, alone or with a plan, updates the tables of the pages.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=_seeds, default="0,1,2")
     parser.add_argument("--rows", default="", help="rows of the plan; default all")
     parser.add_argument("--machine", help="description of the machine")
-    parser.add_argument("--tables", action="store_true", help="update the README's tables")
+    parser.add_argument("--tables", action="store_true", help="update the tables of the pages")
     args = parser.parse_args()
     if not (args.plan or args.tables):
         parser.error(f"give a plan ({', '.join(PLANS)}) or --tables")

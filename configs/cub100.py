@@ -10,7 +10,7 @@ Command   python train.py --config=configs/cub100.py --config.dataset.data_dir=D
 Variants  :ce (cross-entropy alone); :METHOD or :METHOD,sd_dropout with cs_kd, ddgsd, byot, dml or
           clean_student
           --config.optimizer.weight_decay=2e-3 (cross-entropy gains four points over the paper's 1e-4)
-Expected  52 % with :ce; the tables in the README
+Expected  52 % with :ce; docs/results.md
 """
 
 from sdd_jax.recipes import sd_dropout_cifar

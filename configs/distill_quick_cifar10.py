@@ -7,7 +7,7 @@ Command   python train.py --config=configs/distill_quick_cifar10.py --config.tea
 Variants  :short (of the teacher's :short run), --config.inputs=train (or unlabelled:NAME),
           --config.model.hidden=8 (a smaller student)
 Expected  test error: Standard 18.15 %, MC(100) 16.78 %, Distilled 17.20 % (the paper, 5 repetitions;
-          in a fifth of the time: 26.4, 24.0, 26.1, see the README)
+          in a fifth of the time: 26.4, 24.0, 26.1, see docs/results.md)
 """
 
 from sdd_jax import config as configs
