@@ -27,7 +27,7 @@ class WeightsAndBiases(Writer):
     package = "wandb"
 
     def __init__(self, workdir: pathlib.Path, *, start: int, config: Mapping[str, Any]):
-        import wandb  # pyrefly: ignore[missing-import]
+        import wandb
 
         del start
         self._image = wandb.Image
