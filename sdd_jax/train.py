@@ -41,7 +41,7 @@ MAX_CALLS_IN_FLIGHT = 8
 
 
 class NonFiniteLossError(Failure, FloatingPointError):
-    """The loss or a parameter is not finite; the message names the step."""
+    """The loss or a parameter is not finite; the message names the step and the last checkpoint."""
 
 
 class Interrupted(Exception):
@@ -92,7 +92,12 @@ def train_and_evaluate(
     with open_workdir(workdir) as folder:
         first_process = jax.process_index() == 0
         configs.record(folder, experiment.config, experiment.facts(), first_process=first_process)
-        return _train(experiment, folder)
+        try:
+            return _train(experiment, folder)
+        except NonFiniteLossError as error:
+            steps = Checkpoints(folder, read_only=True).steps()
+            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint yet"
+            raise NonFiniteLossError(f"{error}; {kept}") from None
 
 
 def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
@@ -287,14 +292,13 @@ def _check_finite(state: TrainState, step: int) -> None:
     for path, array in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
         if not np.all(np.isfinite(array)):
             raise NonFiniteLossError(
-                f"{jax.tree_util.keystr(path)} is not finite after step {step}; "
-                "the last good checkpoint is kept"
+                f"{jax.tree_util.keystr(path)} is not finite after step {step}"
             )
 
 
 def _check_loss(loss: float, name: str, when: str) -> None:
     if not np.isfinite(loss):
-        raise NonFiniteLossError(f"{name} is {loss} {when}; the last good checkpoint is kept")
+        raise NonFiniteLossError(f"{name} is {loss} {when}")
 
 
 class _Interval:

@@ -167,9 +167,14 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
         return state, metrics | {"loss": jax.numpy.where(state.step == 14, np.nan, metrics["loss"])}
 
     monkeypatch.setattr(train, "train_step", nan_step)
-    with pytest.raises(train.NonFiniteLossError, match="the loss is nan at step 14"):
+    with pytest.raises(
+        train.NonFiniteLossError, match="nan at step 14; the checkpoint of step 8 is kept$"
+    ):
         train.train_and_evaluate(tiny_config, str(tmp_path))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
+    tiny_config.checkpoint_every = tiny_config.eval_every = "16 steps"
+    with pytest.raises(train.NonFiniteLossError, match="nan at step 14; no checkpoint yet$"):
+        train.train_and_evaluate(tiny_config, str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("eval_every", ["8 steps", "1000 steps"])
@@ -185,7 +190,9 @@ def test_a_non_finite_state_is_neither_saved_nor_evaluated(
 
     monkeypatch.setattr(train, "train_step", infinite_step)
     tiny_config.eval_every = eval_every
-    with pytest.raises(train.NonFiniteLossError, match="after step 16; the last good checkpoint"):
+    with pytest.raises(
+        train.NonFiniteLossError, match="after step 16; the checkpoint of step 8 is"
+    ):
         train.train_and_evaluate(tiny_config, str(tmp_path))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
     last = read_metrics(tmp_path)[-1]

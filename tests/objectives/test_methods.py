@@ -65,7 +65,7 @@ def test_it_trains_with_sd_dropout_from_the_command_line(name, root, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     last = read_metrics(tmp_path / "run")[-1]
-    assert last["eval/accuracy"] > 0.4
+    assert last["eval/accuracy"] > 0.3  # chance: 0.1
     assert last["train/sd_dropout"] > 0
 
 
