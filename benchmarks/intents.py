@@ -2,7 +2,8 @@
 
     python -m benchmarks.intents --data data_full.json [--only 10]
 
-This takes twenty minutes on two CPU cores. ``--only`` makes one of the files.
+The bags of tokens take twenty minutes on two CPU cores, the transformer longer. ``--only`` makes one of
+the files.
 """
 
 import json

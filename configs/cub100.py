@@ -9,8 +9,8 @@ Data      DIR/cub100_48.npz: 2,999 training and 2,903 test images, resized to 48
 Command   python train.py --config=configs/cub100.py --config.dataset.data_dir=DIR
 Variants  :ce (cross-entropy alone); :METHOD or :METHOD,sd_dropout with cs_kd, ddgsd, byot, dml or
           clean_student
-          --config.optimizer.weight_decay=2e-3 (cross-entropy gains four points over the paper's 1e-4)
-Expected  52 % with :ce; docs/results.md
+          --config.optimizer.weight_decay=2e-3 (in place of the paper's 1e-4)
+Expected  accuracy 54.7 %, with :ce 52.3 %, with :ce and weight decay 2e-3 56.2 % (one seed each)
 """
 
 from sdd_jax.recipes import sd_dropout_cifar

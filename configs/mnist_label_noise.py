@@ -7,7 +7,7 @@ Data      tfds build mnist --file_format=array_record --data_dir=DIR
 Command   python train.py --config=configs/mnist_label_noise.py --config.dataset.data_dir=DIR
           --config.sd_dropout.weight=0.5 --config.dataset.label_noise=0.2
 Variants  :ce (cross-entropy alone)
-Expected  docs/results.md (python -m benchmarks.label_noise)
+Expected  not known yet; python -m benchmarks.label_noise measures it
 """
 
 from sdd_jax import config as configs
