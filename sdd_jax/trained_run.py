@@ -138,13 +138,12 @@ class TrainedRun:
             raise ValueError(
                 f"num_samples must be at least 1 and rate in [0, 1), got {num_samples} and {rate}"
             )
-        own_dropout = any(self.model.stochastic())
-        rate = rate or (0.0 if own_dropout else sd_dropout_rate(self.config))
-        if not own_dropout and not rate:
-            raise ValueError("rate must be above 0: the run was trained without dropout")
         (evaluator, number), ensemble = self._evaluator(images, seed), None
+        mask_rate = evaluator.setup.mask_rate(rate)
+        if mask_rate is None:
+            raise ValueError("rate must be above 0: the run was trained without dropout")
         for sample in range(num_samples):
-            logits = evaluator.sampled_logits(sample, rate=rate).astype(np.float64)
+            logits = evaluator.sampled_logits(sample, rate=mask_rate).astype(np.float64)
             ensemble = DropoutEnsemble.of(logits) if ensemble is None else ensemble.add(logits)
         assert ensemble is not None  # num_samples is at least 1
         return Prediction(*(x[:number].astype(np.float32) for x in ensemble.prediction()))
@@ -220,6 +219,7 @@ class TrainedRun:
             seed=seed,
             batch_size=batch_size,
             load_dataset=lambda name: data.load_other(name, self.config.dataset),
+            sd_dropout_rate=sd_dropout_rate(self.config),
         )
         return Evaluator(setup, self._on_devices), len(array)
 

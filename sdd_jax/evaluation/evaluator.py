@@ -45,6 +45,16 @@ class EvaluationSetup:
     load_teacher: Callable[[], TrainedNetwork] | None = None
     sd_dropout_rate: float = 0.0
 
+    def mask_rate(self, rate: float = 0.0) -> float | None:
+        """The rate of Monte-Carlo dropout on the features; 0: the network's own dropout; None: neither.
+
+        Args:
+          rate: a rate in place of the network's own dropout; 0: that, or else that of SD-Dropout.
+        """
+        if rate or any(self.model.stochastic()):
+            return rate
+        return self.sd_dropout_rate or None
+
 
 class EnsemblePrediction(NamedTuple):
     """Predictions of the ensemble of the first ``num_samples`` dropout masks.

@@ -33,25 +33,25 @@ class MCDropout(Check):
 
     def requirement(self, setup: EvaluationSetup) -> str:
         """Requires a run with dropout, or the option ``mc_rate``."""
-        if any(setup.model.stochastic()) or self.mc_rate or setup.sd_dropout_rate:
-            return ""
-        return "mc_dropout needs a run with dropout, or the option mc_rate"
+        if setup.mask_rate(self.mc_rate) is None:
+            return "mc_dropout needs a run with dropout, or the option mc_rate"
+        return ""
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates ensembles of up to ``mc_samples`` masks."""
         setup, labels = evaluator.setup, evaluator.labels
-        own_dropout = any(setup.model.stochastic()) and not self.mc_rate
-        rate = 0.0 if own_dropout else self.mc_rate or setup.sd_dropout_rate
-        curve, by_image = {}, {}
+        rate, curve = setup.mask_rate(self.mc_rate) or 0.0, {}
+        ensemble = None
         for ensemble in evaluator.ensemble_predictions(self.mc_samples, rate=rate):
             curve[ensemble.num_samples] = {
                 **metrics.compute(ensemble.log_probs, labels, "accuracy", "nll", "ece"),
                 "entropy": float(np.mean(ensemble.entropy)),
                 "mutual_information": float(np.mean(ensemble.mutual_information)),
             }
-            by_image = metrics.contributions(ensemble.log_probs, labels, "accuracy", "nll", "ece")
+        assert ensemble is not None  # there is at least one mask
+        by_image = metrics.contributions(ensemble.log_probs, labels, "accuracy", "nll", "ece")
         last, label = f"mc_dropout/{self.mc_samples}", f"MC({self.mc_samples})"
-        source = "the network's own dropout" if own_dropout else f"dropout {rate:g} on the features"
+        source = f"dropout {rate:g} on the features" if rate else "the network's own dropout"
         return CheckResult(
             {
                 f"mc_dropout/{m}/{name}": value
