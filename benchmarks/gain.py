@@ -55,7 +55,7 @@ def studies() -> Iterator[Study]:
     for name, label in INTENTS.items():
         if (path := measure.RESULTS / f"{name}.json").is_file():
             results = json.loads(path.read_text())["results"]
-            yield Study(label, {m: results[_key(m)]["accuracy"] for m in (BASELINE, *COLOURS)})
+            yield _study(label, {method: result["accuracy"] for method, result in results.items()})
     for plan, label in PLANNED.items():
         accuracies = {
             method: [100 * run["eval/accuracy"] for run in runs.values()]
@@ -66,14 +66,12 @@ def studies() -> Iterator[Study]:
     if (path := measure.RESULTS / "label-noise.json").is_file():
         results = json.loads(path.read_text())["results"]
         for noise, label in LABEL_NOISE.items():
-            methods = {_key(m): m for m in (BASELINE, *COLOURS)}
-            methods["dropout_cross_entropy"] = methods.pop("dropout")
-            last = {m: results[noise][key]["last"]["accuracy"] for key, m in methods.items()}
-            yield Study(label, last)
+            last = {method: result["last"]["accuracy"] for method, result in results[noise].items()}
+            yield _study(label, last)
 
 
-def _key(method: str) -> str:
-    return method.lower().replace(" ", "_").replace("-", "_")
+def _study(label: str, accuracies: Mapping[str, Sequence[float]]) -> Study:
+    return Study(label, {outcomes.LABELS[method]: a for method, a in accuracies.items()})
 
 
 def draw(path: str | pathlib.Path) -> None:

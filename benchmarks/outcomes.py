@@ -12,6 +12,16 @@ from scipy import stats
 from benchmarks import measure
 from benchmarks.plans import PLANS
 
+LABELS = {  # methods, by their names in the result files of the studies
+    "cross_entropy": "cross-entropy",
+    "label_smoothing": "label smoothing",
+    "generalised_cross_entropy": "generalised cross-entropy",
+    "dropout": "dropout",
+    "dropout_cross_entropy": "dropout",
+    "r_drop": "R-Drop",
+    "sd_dropout": "SD-Dropout",
+}
+
 
 def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Reads a result file: for each run, its last logged line and its evaluation."""

@@ -1,7 +1,7 @@
 """Plans of :mod:`benchmarks.reproduce`: recipes to train over seeds, and the figures of their table."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 # Heading: name of the metric, factor, decimals.
 Figures = Mapping[str, tuple[str, float, int]]
@@ -80,13 +80,33 @@ SMALL = "configs/cifar100_50_per_class.py"
 BIRDS = "configs/cub100.py"
 
 
-def _smoothing(value: float) -> str:
-    return f"--config.objective={ {'name': 'label_smoothing', 'smoothing': value} }"
+def _values(
+    method: str, key: str, label: str, card: str, option: str, values: Iterable[object], *fixed: str
+) -> dict[str, Row]:
+    """The rows of a method: one for each value of ``option``, a format, beside the options ``fixed``."""
+    return {
+        f"{key}-{value}": Row(
+            f"{label} {value}", card, options=(*fixed, option.format(value)), method=method
+        )
+        for value in values
+    }
 
 
-def _dropout(rate: float) -> str:
-    return f"--config.objective={ {'name': 'dropout_cross_entropy', 'dropout_rate': rate} }"
+def _compared(rows: Mapping[str, Row]) -> Plan:
+    """A plan whose methods are compared with cross-entropy."""
+    return Plan(
+        rows=rows,
+        figures=COMPARED_FIGURES,
+        evaluation=("--checks=accuracy,calibration,ood",),
+        baseline="cross-entropy",
+    )
 
+
+DECAY, WEIGHT = "--config.optimizer.weight_decay={}", "--config.sd_dropout.weight={}"
+SMOOTHING = "--config.objective={{'name': 'label_smoothing', 'smoothing': {}}}"
+DROPOUT = "--config.objective={{'name': 'dropout_cross_entropy', 'dropout_rate': {}}}"
+DECAYS = ("1e-4", "5e-4", "2e-3")
+SELECTED = DECAY.format("2e-3")  # for cross-entropy
 
 _CIFAR100 = {
     "ce": ("CE", ":ce", "74.8 ± 0.3"),
@@ -126,94 +146,50 @@ PLANS: dict[str, Plan] = {
     ),
     "cifar100-50-per-class": Plan(
         rows={"ce": Row("CE", f"{SMALL}:ce")}
-        | {
-            f"sd_dropout-{weight}": Row(
-                f"SD-Dropout, weight {weight}",
-                SMALL,
-                options=(f"--config.sd_dropout.weight={weight}",),
-                method="SD-Dropout",
-            )
-            for weight in ("0.02", "0.1", "1.0")
-        },
+        | _values(
+            "SD-Dropout", "sd_dropout", "SD-Dropout, weight", SMALL, WEIGHT, (0.02, 0.1, 1.0)
+        ),
         figures=FIGURES,
         evaluation=(CHECKS, "--config.eval.epsilons=(2.0,)", "--config.eval.max_images=1000"),
         ood=("cifar10", "mnist"),
     ),
-    "cifar100-50-fitted": Plan(
-        rows={
-            f"ce-{decay}": Row(
-                f"weight decay {decay}",
-                f"{SMALL}:ce,fitted",
-                options=(f"--config.optimizer.weight_decay={decay}",),
-                method="cross-entropy",
-            )
-            for decay in ("1e-4", "5e-4", "2e-3")
-        }
-        | {
-            f"sd_dropout-{weight}": Row(
-                f"weight {weight}",
-                f"{SMALL}:sd_dropout,fitted",
-                options=(
-                    "--config.optimizer.weight_decay=2e-3",
-                    f"--config.sd_dropout.weight={weight}",
-                ),
-                method="SD-Dropout",
-            )
-            for weight in (0.02, 0.1, 1.0)
-        },
-        figures=COMPARED_FIGURES,
-        evaluation=("--checks=accuracy,calibration,ood",),
-        baseline="cross-entropy",
+    "cifar100-50-fitted": _compared(
+        _values("cross-entropy", "ce", "weight decay", f"{SMALL}:ce,fitted", DECAY, DECAYS)
+        | _values(
+            "SD-Dropout",
+            "sd_dropout",
+            "weight",
+            f"{SMALL}:sd_dropout,fitted",
+            WEIGHT,
+            (0.02, 0.1, 1.0),
+            SELECTED,
+        )
     ),
-    "cub100-paper": Plan(  # the paper's weight decay, 1e-4
-        rows={"ce": Row("", f"{BIRDS}:ce", method="cross-entropy")}
-        | {
-            f"sd_dropout-{weight}": Row(
-                f"weight {weight}",
-                BIRDS,
-                options=(f"--config.sd_dropout.weight={weight}",),
-                method="SD-Dropout",
-            )
-            for weight in (0.1, 0.3, 1.0)
-        }
+    "cub100-paper": _compared(  # the paper's weight decay, 1e-4
+        {"ce": Row("", f"{BIRDS}:ce", method="cross-entropy")}
+        | _values("SD-Dropout", "sd_dropout", "weight", BIRDS, WEIGHT, (0.1, 0.3, 1.0))
         | {
             "byot": Row("", f"{BIRDS}:byot", method="BYOT"),
             "byot-sd_dropout": Row(
                 "weight 0.1", f"{BIRDS}:byot,sd_dropout", method="BYOT + SD-Dropout"
             ),
-        },
-        figures=COMPARED_FIGURES,
-        evaluation=("--checks=accuracy,calibration,ood",),
-        baseline="cross-entropy",
-    ),
-    "cub100-tuned": Plan(
-        rows={
-            f"ce-{decay}": Row(
-                f"weight decay {decay}",
-                f"{BIRDS}:ce",
-                options=(f"--config.optimizer.weight_decay={decay}",),
-                method="cross-entropy",
-            )
-            for decay in ("1e-4", "5e-4", "2e-3")
         }
-        | {
-            f"{method.lower().replace(' ', '_').replace('-', '_')}-{value}": Row(
-                f"{number} {value}",
-                f"{BIRDS}:ce",
-                # The weight decay is that selected for cross-entropy.
-                options=("--config.optimizer.weight_decay=2e-3", option(value)),
-                method=method,
-            )
-            for method, number, option, values in (
-                ("label smoothing", "smoothing", _smoothing, (0.1, 0.2, 0.4)),
-                ("dropout", "rate", _dropout, (0.3, 0.5, 0.7)),
-                ("SD-Dropout", "weight", "--config.sd_dropout.weight={}".format, (0.1, 0.3, 1.0)),
-            )
-            for value in values
-        },
-        figures=COMPARED_FIGURES,
-        evaluation=("--checks=accuracy,calibration,ood",),
-        baseline="cross-entropy",
+    ),
+    "cub100-tuned": _compared(
+        _values("cross-entropy", "ce", "weight decay", f"{BIRDS}:ce", DECAY, DECAYS)
+        | _values(
+            "label smoothing",
+            "label_smoothing",
+            "smoothing",
+            f"{BIRDS}:ce",
+            SMOOTHING,
+            (0.1, 0.2, 0.4),
+            SELECTED,
+        )
+        | _values("dropout", "dropout", "rate", f"{BIRDS}:ce", DROPOUT, (0.3, 0.5, 0.7), SELECTED)
+        | _values(
+            "SD-Dropout", "sd_dropout", "weight", f"{BIRDS}:ce", WEIGHT, (0.1, 0.3, 1.0), SELECTED
+        )
     ),
     "distillation": Plan(
         rows={

@@ -9,7 +9,6 @@ Each table stands between ``<!-- NAME -->`` and ``<!-- end -->``; NAME is that o
 import json
 import pathlib
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,25 +51,11 @@ INTENTS = {  # heading: result file
     "10 shots": "intents-10",
     "50 shots": "intents-50",
 }
-INTENTS_ROWS = {
-    "cross_entropy": "cross-entropy",
-    "label_smoothing": "label smoothing",
-    "dropout": "dropout",
-    "r_drop": "R-Drop",
-    "sd_dropout": "SD-Dropout",
-}
 INTENTS_FIGURES = {
     "accuracy %": ("accuracy", 1),
     "NLL": ("nll", 3),
     "ECE %": ("ece", 1),
     "AUROC %": ("auroc", 1),
-}
-LABEL_NOISE_ROWS = {
-    "cross_entropy": "cross-entropy",
-    "label_smoothing": "label smoothing",
-    "generalised_cross_entropy": "generalised cross-entropy",
-    "dropout_cross_entropy": "dropout",
-    "sd_dropout": "SD-Dropout",
 }
 PUBLISHED = {  # errors in the Dropout-Distillation paper, % (300 + 30 and 30 + 30 epochs)
     "cifar10-quick-short": ("18.15", "16.78", "17.20"),
@@ -82,10 +67,7 @@ def tables() -> dict[str, str]:
     """All tables as Markdown, by name."""
     distillation = ("distill-digits", "cifar10-quick-short", "mnist-lenet-all")
     return (
-        {
-            name: (compared_table if plan.baseline else plan_table)(name)
-            for name, plan in PLANS.items()
-        }
+        {plan: plan_table(plan) for plan in PLANS}
         | {"gain": gain_table(), "label-noise": label_noise_table()}
         | {"digits": digits_table("digits", DIGITS)}
         | {"digits-evaluation": digits_table("digits-evaluation", DIGITS_EVALUATION)}
@@ -95,6 +77,11 @@ def tables() -> dict[str, str]:
 
 
 def plan_table(plan: str) -> str:
+    """The table of a plan: its methods beside the baseline, or without one all of its recipes."""
+    return compared_table(plan) if PLANS[plan].baseline else recipes_table(plan)
+
+
+def recipes_table(plan: str) -> str:
     """A column for each recipe that has results: mean and sample standard deviation over seeds."""
     columns = {}
     for name, row in PLANS[plan].rows.items():
@@ -111,18 +98,19 @@ def plan_table(plan: str) -> str:
 
 def compared_table(plan: str) -> str:
     """A row for each method at its selected value; differences from the baseline, seed by seed."""
+    methods, figures = outcomes.methods(plan), PLANS[plan].figures
+    _, baseline = methods.get(PLANS[plan].baseline, ("", {}))
     lines = []
-    for method, (label, runs) in outcomes.methods(plan).items():
-        baseline = outcomes.methods(plan)[PLANS[plan].baseline][1]
+    for method, (label, runs) in methods.items():
         cells = []
-        for metric, factor, decimals in PLANS[plan].figures.values():
+        for metric, factor, decimals in figures.values():
             values, others = (
-                [factor * side[seed][metric] for seed in runs] for side in (runs, baseline)
+                [factor * run[metric] for run in side.values()] for side in (runs, baseline)
             )
-            is_baseline = method == PLANS[plan].baseline
-            cells.append(compared(values, None if is_baseline else others, decimals))
+            is_compared = baseline and method != PLANS[plan].baseline
+            cells.append(compared(values, others if is_compared else None, decimals))
         lines.append([method, label, str(len(runs)), *cells])
-    return markdown(["", "chosen", "seeds", *PLANS[plan].figures], lines)
+    return markdown(["", "chosen", "seeds", *figures], lines)
 
 
 def gain_table() -> str:
@@ -143,13 +131,10 @@ def label_noise_table() -> str:
     results = json.loads(path.read_text())["results"] if path.is_file() else {}
     lines = []
     for stop, heading in {"last": "last epoch", "early": "early stopping"}.items():
-        for row, label in LABEL_NOISE_ROWS.items():
-            cells = []
-            for result in results.values():
-                accuracies = {method: result[method][stop]["accuracy"] for method in result}
-                baseline = None if row == "cross_entropy" else accuracies["cross_entropy"]
-                cells.append(compared(accuracies[row], baseline, 1))
-            lines.append([f"{label}, {heading}", *cells])
+        columns = [{m: result[m][stop] for m in result} for result in results.values()]
+        for row in columns[0] if columns else ():
+            cells = [difference(column, row, "accuracy", 1) for column in columns]
+            lines.append([f"{outcomes.LABELS[row]}, {heading}", *cells])
     return markdown(["", *(f"{100 * float(noise):.0f} % wrong" for noise in results)], lines)
 
 
@@ -188,8 +173,11 @@ def intents_table() -> str:
         if path.is_file()
     }
     lines = [
-        [label, *(difference(result, row, "accuracy", 1) for result in results.values())]
-        for row, label in INTENTS_ROWS.items()
+        [
+            outcomes.LABELS[row],
+            *(difference(result, row, "accuracy", 1) for result in results.values()),
+        ]
+        for row in next(iter(results.values()), ())
     ]
     return markdown(["", *results], lines)
 
@@ -198,10 +186,10 @@ def intents_figures(name: str) -> str:
     """All figures of one number of shots, each with its difference from cross-entropy."""
     result = json.loads((measure.RESULTS / f"{name}.json").read_text())["results"]
     lines = []
-    for row, label in INTENTS_ROWS.items():
+    for row in result:
         ((number, value),) = result[row]["chosen"].items()
         figures = (difference(result, row, *figure) for figure in INTENTS_FIGURES.values())
-        lines.append([label, f"{number} {value:g}", *figures])
+        lines.append([outcomes.LABELS[row], f"{number} {value:g}", *figures])
     return markdown(["", "chosen", *INTENTS_FIGURES], lines)
 
 
@@ -227,10 +215,7 @@ def compared(values: Sequence[float], baseline: Sequence[float] | None, decimals
 def cell(runs: Sequence[Mapping[str, Any]], name: str, factor: float, decimals: int) -> str:
     """The mean of a metric, with the sample standard deviation of several runs; empty without any."""
     values = [factor * metrics[name] for metrics in runs if metrics.get(name) is not None]
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{decimals}f}{spread}"
+    return compared(values, None, decimals) if values else ""
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
