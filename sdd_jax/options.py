@@ -33,16 +33,17 @@ Count = Annotated[int, at.Ge(0)]
 MAX_INT = 2**32 - 1  # seeds, counters and sizes have 32 bits on a device
 MAX_FLOAT = 3.4e38  # the range of float32
 
+BITS = " of 32 bits"
 _SINGULAR = {
     bool: "True or False",
-    int: "a whole number of 32 bits",
-    float: "a finite number of 32 bits",
+    int: f"a whole number{BITS}",
+    float: f"a finite number{BITS}",
     str: "a string",
 }
 _PLURAL = {
     bool: "of True or False",
-    int: "of whole numbers of 32 bits",
-    float: "of finite numbers of 32 bits",
+    int: f"of whole numbers{BITS}",
+    float: f"of finite numbers{BITS}",
     str: "of strings",
 }
 
@@ -91,16 +92,14 @@ def describe(parameter: inspect.Parameter) -> str:
     kind, ranges = _unwrap(_annotation(parameter))
     if typing.get_origin(kind) is Literal:
         return " or ".join(f'"{choice}"' for choice in typing.get_args(kind))
-    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-    plurals = {bool: "of booleans", int: "of whole numbers", float: "of numbers", str: "of strings"}
     if (element := _element(kind)) is not None:
         kind, inner = _unwrap(element)
         limits = [f"each {_describe(limit)}" for limit in inner]
         if any(isinstance(limit, at.MinLen) for limit in ranges):
             limits.append("not empty")
-        return ", ".join([f"a list {plurals.get(kind, '')}".strip(), *limits])
+        return ", ".join([f"a list {_PLURAL.get(kind, '')}".removesuffix(BITS).strip(), *limits])
     limits = " and ".join(map(_describe, ranges))
-    return f"{words.get(kind, '')} {limits}".strip()
+    return f"{_SINGULAR.get(kind, '').removesuffix(BITS)} {limits}".strip()
 
 
 def _annotation(parameter: inspect.Parameter) -> Any:

@@ -79,12 +79,17 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, **op
             x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
             for i, j in np.ndindex(size)
         ]
-        return jnp.concatenate(windows, -1) @ kernel.reshape(-1, kernel.shape[-1])
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        return jnp.matmul(jnp.concatenate(windows, -1), matrix, precision=options.get("precision"))
 
     size = kernel.shape[:2]
     positions = jax.eval_shape(convolve, x, kernel).shape[1:3]
+    dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
+    is_plain = {*dilations} <= {1} and x.shape[-1] == kernel.shape[
+        -2
+    ]  # neither dilated nor in groups
     # A patch embedding's windows do not overlap, and its images need no gradient: it is not slow.
-    if math.prod(positions) < math.prod(size) and tuple(strides) < size:
+    if is_plain and math.prod(positions) < math.prod(size) and tuple(strides) < size:
         return per_backend(cpu=multiplied, default=convolve)(x, kernel)
     if x.shape[-1] == kernel.shape[-2] == 3:
         return per_backend(cpu=padded, default=convolve)(x, kernel)

@@ -59,6 +59,15 @@ def test_convolution_on_few_positions_takes_padding_by_name(by_hand, padding):
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"kernel_dilation": 2}, {"feature_group_count": 2}])
+def test_dilated_and_grouped_convolutions_on_few_positions_are_those_of_flax(options):
+    x = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
+    ours, theirs = (layer(6, (3, 3), padding=1, **options) for layer in (Conv, nn.Conv))
+    variables = jax.jit(ours.init)(KEY, x)
+    expected = jax.jit(theirs.apply)(variables, x)
+    np.testing.assert_allclose(jax.jit(ours.apply)(variables, x), expected, rtol=1e-5, atol=1e-5)
+
+
 def max_pool_gradient(x, upstream, size, stride, padding):
     """Gradient of sum(upstream * maxima), window by window."""
     padded = np.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=-np.inf)

@@ -68,7 +68,7 @@ class Calibration(Check):
         headline = list(RAW)
         by_image = metrics.contributions(log_probs, labels, "nll", "ece")
         by_image["calibration/aurc"] = metrics.contributions(log_probs, labels, "aurc")["aurc"]
-        notes = []
+        notes, worsened = [], []
         fitted = None
         if "validation" in evaluator.setup.dataset.splits:
             validation = dataclasses.replace(evaluator, split="validation")
@@ -92,13 +92,14 @@ class Calibration(Check):
                 headline += SCALED
                 of_scaled = metrics.contributions(scaled, labels, "nll", "ece")
                 by_image |= {f"calibration/scaled/{name}": of_scaled[name] for name in of_scaled}
-                notes += _worse_nll(values, len(validation.labels))
+                worsened = _worse_nll(values, len(validation.labels))
         else:
             notes.append(
                 "There is no validation split, so no temperature is fitted and all figures are raw; "
                 "train with --config.dataset.validation=0.1 for temperature-scaled ones."
             )
-        notes += _warnings(gaps, values, fitted, sd_dropout=evaluator.setup.sd_dropout_rate > 0)
+        sd_dropout = evaluator.setup.sd_dropout_rate > 0
+        notes += worsened + _warnings(gaps, values, fitted, not worsened, sd_dropout=sd_dropout)
         headline.append(Headline("calibration/aurc", "AURC", 1, 4, higher_is_better=False))
         return CheckResult(
             values,
@@ -147,7 +148,12 @@ def _worse_nll(values: Mapping[str, float], num_validation: int) -> list[str]:
 
 
 def _warnings(
-    gaps: np.ndarray, values: Mapping[str, float], temperature: float | None, *, sd_dropout: bool
+    gaps: np.ndarray,
+    values: Mapping[str, float],
+    temperature: float | None,
+    helps: bool,
+    *,
+    sd_dropout: bool,
 ) -> list[str]:
     """A warning if confidence and accuracy differ by more than chance, or none.
 
@@ -155,6 +161,7 @@ def _warnings(
       gaps: correctness minus confidence, ``[N]``.
       values: the metrics.
       temperature: the fitted temperature; None without one.
+      helps: whether the NLL at this temperature is no worse than the raw one.
       sd_dropout: whether the network was trained with SD-Dropout.
     """
     gap, confidence = values["calibration/gap"], values["calibration/confidence"]
@@ -170,7 +177,7 @@ def _warnings(
             "Before you use the probabilities, or compare runs by NLL or ECE, fit a temperature: train "
             "with a larger dataset.validation."
         )
-    elif (temperature < 1) == under and not _worse_nll(values, 0):
+    elif (temperature < 1) == under and helps:
         remedy = (
             f"Divide the logits by the fitted temperature, {temperature:.3g}, before you use the "
             "probabilities, and compare runs by the temperature-scaled figures."
