@@ -215,7 +215,7 @@ class Encoder(NamedTuple):
 
 ENCODERS = {
     "bag": Encoder(BagOfTokens, words_and_pairs, 32, 128, 1e-2, 30),
-    "transformer": Encoder(Transformer, words, 12, 128, 1e-3, 30),
+    "transformer": Encoder(Transformer, words, 12, 64, 1e-2, 30),
 }
 
 
