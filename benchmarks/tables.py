@@ -1,4 +1,4 @@
-"""Writes the tables of results in the README and docs/results.md from the result files.
+"""Writes the tables of results in the README and the pages of docs/ from the result files.
 
     python -m benchmarks.tables
 
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import gain, measure, outcomes
 from benchmarks.plans import PLANS, Figures
 
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/methods.md")
 DIGITS: Figures = {
     "accuracy %": ("eval/accuracy", 100, 2),
     "NLL": ("eval/nll", 1, 3),
@@ -57,6 +57,11 @@ INTENTS_FIGURES = {
     "ECE %": ("ece", 1),
     "AUROC %": ("auroc", 1),
 }
+# Batches of 64, of which the later file replaces methods of the earlier one, and of 128 images.
+OBJECTIVES = (
+    ("objectives-resnet18-64", "objectives-resnet18-64-ddgsd"),
+    ("objectives-resnet18-128",),
+)
 PUBLISHED = {  # errors in the Dropout-Distillation paper, % (300 + 30 and 30 + 30 epochs)
     "cifar10-quick-short": ("18.15", "16.78", "17.20"),
     "mnist-lenet-all": (".51", ".49", ".49"),
@@ -73,6 +78,8 @@ def tables() -> dict[str, str]:
         | {"digits-evaluation": digits_table("digits-evaluation", DIGITS_EVALUATION)}
         | {name: distillation_table(name) for name in distillation}
         | {"intents": intents_table(), "intents-10": intents_figures("intents-10")}
+        | {"intents-transformer": intents_figures("intents-transformer")}
+        | {"methods": methods_table()}
     )
 
 
@@ -120,7 +127,7 @@ def gain_table() -> str:
         baseline = study.accuracies[gain.BASELINE]
         gains = []
         for mean, half in map(study.gain, gain.COLOURS):
-            gains.append(f"{mean:+.1f}" + (f" ± {half:.1f}" if len(baseline) > 1 else ""))
+            gains.append(signed(mean, 1) + (f" ± {half:.1f}" if len(baseline) > 1 else ""))
         lines.append([study.label, str(len(baseline)), compared(baseline, None, 1), *gains])
     return markdown(["", "seeds", "cross-entropy %", *gain.COLOURS], lines)
 
@@ -193,6 +200,37 @@ def intents_figures(name: str) -> str:
     return markdown(["", "chosen", *INTENTS_FIGURES], lines)
 
 
+def methods_table() -> str:
+    """The table of docs/methods.md with its last column, the time of a step over cross-entropy's.
+
+    The other columns are text of the page. A row is a method, the first name in code of its first cell.
+    """
+    measured = []
+    for files in OBJECTIVES:
+        contents = [json.loads((measure.RESULTS / f"{name}.json").read_text()) for name in files]
+        measured.append({k: v for content in contents for k, v in content["objectives"].items()})
+    page = (measure.ROOT / "docs" / "methods.md").read_text()
+    _, _, table = page.partition("<!-- methods -->\n")
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.partition("\n<!-- end -->")[0].splitlines()
+    )
+    lines = []
+    for row in rows:
+        method = row[0].split("`")[1].removesuffix(".weight")
+        times = [relative_time(batch[method]) for batch in measured if method in batch]
+        time = "1" if method == "cross_entropy" else "; ".join(times) or "not measured"
+        lines.append([*row[: len(header) - 1], time])
+    return markdown(header, lines)
+
+
+def relative_time(result: Mapping[str, Any]) -> str:
+    """The median of a ratio, with its quartiles."""
+    ratio = result["over_cross_entropy"]
+    low, high = ratio["quartiles"]
+    return f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})"
+
+
 def difference(
     result: Mapping[str, Mapping[str, Any]], row: str, metric: str, decimals: int
 ) -> str:
@@ -209,7 +247,12 @@ def compared(values: Sequence[float], baseline: Sequence[float] | None, decimals
         return text + spread
     mean, half = outcomes.paired(values, baseline)
     interval = f" ± {half:.{decimals}f}" if len(values) > 1 else ""
-    return f"{text} ({mean:+.{decimals}f}{interval})"
+    return f"{text} ({signed(mean, decimals)}{interval})"
+
+
+def signed(value: float, decimals: int) -> str:
+    """A number with its sign; what rounds to zero is +0."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
 
 
 def cell(runs: Sequence[Mapping[str, Any]], name: str, factor: float, decimals: int) -> str:

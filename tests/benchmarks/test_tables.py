@@ -92,9 +92,39 @@ def test_the_tables_of_the_pages_are_those_of_the_committed_files(root, tmp_path
         texts.append(text)
     # Without results so far.
     unused = {"cifar100", "cifar100-50-fitted", "distillation", "cub100-paper", "cub100-tuned"}
-    unused |= {"label-noise"}
     for name in tables.tables().keys() - unused:
         assert f"<!-- {name} -->\n|" in "".join(texts)
+
+
+def test_the_table_of_the_methods_has_the_time_of_a_step_of_each(tmp_path, monkeypatch):
+    def write(name, **medians):
+        objectives = {
+            method: {"over_cross_entropy": {"median": x, "quartiles": [x - 0.1, x + 0.1]}}
+            for method, x in medians.items()
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps({"objectives": objectives}))
+
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    write("objectives-resnet18-64", sd_dropout=0.9, ddgsd=1.8, dml=1.5)
+    write("objectives-resnet18-64-ddgsd", ddgsd=2.4)
+    write("objectives-resnet18-128", sd_dropout=1.1)
+    (tmp_path / "docs").mkdir()
+    names = ("`cross_entropy`", "`sd_dropout.weight` > 0", "`ddgsd`", "`dml`", "`distill`")
+    rows = "\n".join(f"| {name} | text | old |" for name in names[:-1])
+    rows += f"\n| {names[-1]} | text |"
+    (tmp_path / "docs" / "methods.md").write_text(
+        f"x\n<!-- methods -->\n| a | b | c |\n| --- | --- | --- |\n{rows}\n<!-- end -->\n| y |\n"
+    )
+    assert tables.methods_table().splitlines() == [
+        "| a | b | c |",
+        "| --- | --- | --- |",
+        "| `cross_entropy` | text | 1 |",
+        "| `sd_dropout.weight` > 0 | text | 0.90 (0.80 to 1.00); 1.10 (1.00 to 1.20) |",
+        "| `ddgsd` | text | 2.40 (2.30 to 2.50) |",
+        "| `dml` | text | 1.50 (1.40 to 1.60) |",
+        "| `distill` | text | not measured |",
+    ]
 
 
 def test_a_method_is_compared_with_cross_entropy_seed_by_seed():
