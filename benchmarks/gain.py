@@ -38,10 +38,12 @@ class Study:
     """A comparison on one task.
 
     Attributes:
+      data: the modality and the data set.
       label: the setting in words.
       accuracies: in %, of each method, by seed.
     """
 
+    data: str
     label: str
     accuracies: Mapping[str, Sequence[float]]
 
@@ -55,27 +57,28 @@ def studies() -> Iterator[Study]:
     for name, label in INTENTS.items():
         if (path := measure.RESULTS / f"{name}.json").is_file():
             results = json.loads(path.read_text())["results"]
-            yield _study(label, {method: result["accuracy"] for method, result in results.items()})
+            accuracies = {method: result["accuracy"] for method, result in results.items()}
+            yield _study("text: CLINC150", label, accuracies)
     for plan, label in PLANNED.items():
         accuracies = {
             method: [100 * run["eval/accuracy"] for run in runs.values()]
             for method, (_, runs) in outcomes.methods(plan).items()
         }
         if {BASELINE, *COLOURS} <= accuracies.keys():
-            yield Study(label, accuracies)
+            yield Study("images: CUB-100", label, accuracies)
     if (path := measure.RESULTS / "label-noise.json").is_file():
         results = json.loads(path.read_text())["results"]
         for noise, label in LABEL_NOISE.items():
             last = {method: result["last"]["accuracy"] for method, result in results[noise].items()}
-            yield _study(label, last)
+            yield _study("images: MNIST", label, last)
 
 
-def _study(label: str, accuracies: Mapping[str, Sequence[float]]) -> Study:
-    return Study(label, {outcomes.LABELS[method]: a for method, a in accuracies.items()})
+def _study(data: str, label: str, accuracies: Mapping[str, Sequence[float]]) -> Study:
+    return Study(data, label, {outcomes.LABELS[method]: a for method, a in accuracies.items()})
 
 
 def draw(path: str | pathlib.Path) -> None:
-    """Draws the gains with their intervals, one line for each study."""
+    """Draws the gains with their intervals: a panel for each data set, a line for each study."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -83,20 +86,37 @@ def draw(path: str | pathlib.Path) -> None:
 
     # Without these, each run would write another file.
     plt.rcParams |= {"svg.hashsalt": "gain", "svg.fonttype": "none", "font.family": "sans-serif"}
-    found = [study for study in studies() if len(study.accuracies[BASELINE]) > 1]
-    figure, axes = plt.subplots(figsize=(8, 0.55 * len(found) + 1.2), layout="constrained")
-    for i, (method, colour) in enumerate(COLOURS.items()):
-        gains, halves = zip(*(study.gain(method) for study in found), strict=True)
-        places = [line + 0.22 * (i - 1) for line in range(len(found))]
-        axes.errorbar(gains, places, xerr=halves, fmt="o", ms=5, lw=1.6, color=colour, label=method)
-    axes.axvline(0, color="0.3", lw=1, zorder=0)
-    axes.set_yticks(range(len(found)), [study.label for study in found])
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    groups: dict[str, list[Study]] = {}
+    for study in studies():
+        if len(study.accuracies[BASELINE]) > 1:
+            groups.setdefault(study.data, []).append(study)
+    sizes = [len(group) for group in groups.values()]
+    figure, panels = plt.subplots(
+        len(groups),
+        figsize=(8, 0.5 * sum(sizes) + 0.8 * len(sizes) + 0.6),
+        height_ratios=sizes,
+        layout="constrained",
+        squeeze=False,
+    )
+    # Not one axis for all: the gains of one data set are ten times those of another.
+    for axes, (data, group) in zip(panels.flat, groups.items(), strict=True):
+        for i, (method, colour) in enumerate(COLOURS.items()):
+            gains, halves = zip(*(study.gain(method) for study in group), strict=True)
+            places = [line + 0.22 * (i - 1) for line in range(len(group))]
+            axes.errorbar(
+                gains, places, xerr=halves, fmt="o", ms=5, lw=1.6, color=colour, label=method
+            )
+        axes.axvline(0, color="0.3", lw=1, zorder=0)
+        axes.set_yticks(range(len(group)), [study.label for study in group])
+        axes.set_ylim(len(group) - 0.5, -0.5)
+        axes.set_title(data, loc="left", fontsize="medium", fontweight="bold")
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
     axes.set_xlabel("gain in test accuracy over cross-entropy, points, with 95 % interval")
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    figure.legend(
+        *axes.get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper center"
+    )
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
