@@ -128,10 +128,12 @@ def load(
 
     Args:
       seed: the run's seed; only the label noise depends on it.
-      name: "digits", "photos", "npz:PATH", or a data set of TensorFlow Datasets such as "cifar100".
+      name: "digits", "photos", "npz:PATH", "hf:NAME" of the Hugging Face Hub, "hf:PATH" of a folder, or
+        a data set of TensorFlow Datasets such as "cifar100".
       data_dir: folder of the data; empty: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``, and for npz
-        files the current folder.
-      cache_dir: folder for decoded tfds images; empty: ``~/.cache/sdd_jax``.
+        files and folders of hf the current folder.
+      cache_dir: folder for decoded tfds images and for what hf downloads and converts; empty:
+        ``~/.cache/sdd_jax``, and for hf the cache of the package ``datasets``.
       num_classes: number of classes; 0: as the data state.
       validation: fraction of the training images held out, stratified by class. The held-out images do
         not depend on the seed of a run.

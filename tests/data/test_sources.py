@@ -163,7 +163,10 @@ def test_remote_paths_are_refused(options, field):
     [
         ("npz:/nowhere.npz", "there is no file '/nowhere.npz'"),
         ("npz:" + "x" * 5000, "there is no file 'xxx"),
-        ("nope", "must be digits, photos, npz:PATH or a data set known to tfds, got 'nope'"),
+        (
+            "nope",
+            "must be digits, photos, npz:PATH, hf:NAME or a data set known to tfds, got 'nope'",
+        ),
         ("x" * 5000, "must be digits, photos, .*xxx"),
     ],
 )

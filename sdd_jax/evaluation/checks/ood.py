@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
@@ -150,7 +151,8 @@ def _images(name: str, setup: EvaluationSetup) -> HostArray:
 
 def _label(name: str) -> str:
     """The name in metrics and files; the last part of a path."""
-    return name.rpartition("/")[2].removeprefix("npz:").removesuffix(".npz")
+    name = re.sub(r"/?(:\w+=[^:]*)*$", "", name)  # options, as in hf:NAME:label=COLUMN
+    return re.sub(r"^(npz|hf):", "", name.rpartition("/")[2]).removesuffix(".npz")
 
 
 def _draw_histograms(label, figure, runs) -> None:
