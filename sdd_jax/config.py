@@ -19,7 +19,7 @@ from sdd_jax.evaluation.checks import checks, default_options
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives, with_sd_dropout
 from sdd_jax.options import Count, Size
-from sdd_jax.runs import differing, read_record, write_config
+from sdd_jax.runs import differing, imports, read_record, replace_duration, write_config
 from sdd_jax.runs.workdir import CONFIG_FILE
 from sdd_jax.training.optimizers import optimizers
 from sdd_jax.training.schedules import schedules
@@ -31,7 +31,8 @@ class Run:
 
     Attributes:
       seed: root of all randomness.
-      imports: your own files or modules, which register networks, objectives, checks.
+      imports: your own files or modules, which register networks, objectives, checks. The run keeps a
+        copy of each file.
       inputs: training images: "train", "perturbed" (each pixel black with probability 0.2) or
         "unlabelled:NAME", another data set.
       teacher: workdir of the teacher's run, for objectives that have a teacher.
@@ -187,8 +188,9 @@ def record(
     facts: Mapping[str, Mapping[str, Any]],
     *,
     first_process: bool,
+    check_longer: Callable[[str], None] | None = None,
 ) -> None:
-    """Records a new run, or checks that the run in the workdir is the same one.
+    """Records a new run, or checks that the run in the workdir is the same one, perhaps to be longer.
 
     Args:
       workdir: folder of the run.
@@ -196,6 +198,8 @@ def record(
       facts: ``{section: values}``, what the run depends on beside its config, such as its data. A
         section that the record lacks (of an earlier version) is not compared.
       first_process: whether this process writes.
+      check_longer: takes the recorded duration where it is another; raises an InputError if the run
+        cannot go on to that of ``config``, which is then recorded. None: never.
 
     Raises:
       InputError: the workdir holds a run with another config or other facts, or checkpoints without a
@@ -214,12 +218,67 @@ def record(
         return
     recorded = read_record(workdir)
     theirs = recorded["config"]
-    imports = {"config": {"imports": theirs.get("imports") or ()}}
     # The imports first: completing the recorded config executes them.
-    _refuse(workdir, "config", differing({"config": {"imports": config.imports}}, imports))
-    _refuse(workdir, "config", differences(config, complete_record(theirs)))
+    _check_imports(workdir, config, theirs)
+    theirs = complete_record(theirs)
+    former = theirs.duration
+    if check_longer is not None:
+        theirs.duration = config.duration
+    _refuse(workdir, "config", differences(config, theirs))
     known = {section: recorded.get(section, facts[section]) for section in facts}
     _refuse(workdir, "data set or setting of JAX", differing(facts, known))
+    if check_longer is not None and former != config.duration:
+        check_longer(former)
+        if first_process:
+            replace_duration(workdir, config.duration)
+
+
+def _check_imports(workdir: pathlib.Path, config: ConfigDict, theirs: ConfigDict) -> None:
+    """Requires the same modules and files of the same content; ``theirs`` then names ours."""
+    ours, kept = config.imports, imports.names(theirs)
+    pairs = list(zip(ours, kept, strict=False))
+    if len(ours) == len(kept) and all(imports.same(*pair) for pair in pairs):
+        if kept:
+            theirs.imports = ours
+        return
+    for mine, copy in pairs:
+        namesakes = os.path.basename(mine) == os.path.basename(copy)
+        if namesakes and os.path.isfile(copy) and not imports.same(mine, copy):
+            raise InputError(
+                f"{mine} has changed since the run in {workdir} began; choose another workdir, or put "
+                f"the file back from {copy}",
+                field="config.imports",
+            )
+    different = differing({"config": {"imports": ours}}, {"config": {"imports": kept}})
+    _refuse(workdir, "config", different)
+
+
+def with_kept_imports(config: ConfigDict, workdir: pathlib.Path, *, trusted: bool) -> ConfigDict:
+    """The config with the run's copies in place of imported files that are no longer there.
+
+    Args:
+      config: the config of a command.
+      workdir: folder of the run, perhaps a new one.
+      trusted: whether the files of the run may be executed.
+
+    Raises:
+      InputError: there is such a copy, and it is not trusted; or the record cannot be read.
+    """
+    ours = imports.names(config)
+    if not ours or not (workdir / CONFIG_FILE).exists():
+        return config
+    copies = imports.gone(ours, imports.names(read_record(workdir)["config"]))
+    if not copies:
+        return config
+    if not trusted:
+        raise InputError(
+            f"there is no file {', '.join(copies)}; {workdir} has {imports.described(copies.values())}, "
+            "which --trust_imports executes in its place",
+            field="config.imports",
+        )
+    config = config.copy_and_resolve_references()
+    config.imports = tuple(copies.get(str(name), name) for name in config.imports)
+    return config
 
 
 def _refuse(workdir: pathlib.Path, what: str, different: Sequence[str]) -> None:

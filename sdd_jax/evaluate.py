@@ -2,10 +2,11 @@
 
 import dataclasses
 import datetime
+import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from sdd_jax.errors import InputError, within, writing
 from sdd_jax.evaluation import EvaluationSetup, Evaluator, records
 from sdd_jax.evaluation.checks import Check, build
 from sdd_jax.evaluation.checks import checks as registry
-from sdd_jax.evaluation.plots import pictures
+from sdd_jax.evaluation.plots import Picture, pictures
 from sdd_jax.evaluation.report import Report, Section
 from sdd_jax.evaluation.results import MISSING
 from sdd_jax.experiment import load_setup
@@ -29,6 +30,7 @@ from sdd_jax.runs import (
     read_config,
     read_record,
     write_text,
+    writers,
 )
 
 ALL = "all"
@@ -51,7 +53,9 @@ def evaluate_workdir(
     Writes to ``WORKDIR/eval``, or to ``output``: the record of each check (``checks.json``), the metrics
     of all records (``metrics.json``, null for a value that is not finite), plots and ``report.html``.
     The results of checks that are not repeated are kept. The runs to compare with are evaluated as well
-    and shown beside the first in its plots and report; nothing is written to their workdirs.
+    and shown beside the first in its plots and report; nothing is written to their workdirs. Without
+    ``output``, the run's own plots also go to its metric writers (``config.log_to``) as images at the
+    step of the checkpoint.
 
     Args:
       workdir: folder of the run.
@@ -154,10 +158,33 @@ def evaluate_workdir(
             report = Report(facts, [sections[check] for check in sorted(sections)])
             for name, content in report.files().items():
                 write_text(results_folder / name, content)
+        if output is None and configs[first].log_to:
+            own = [
+                plots[check] if len(by_run) == 1 else pictures({first: by_run[first]}, folders)
+                for check, by_run in results.items()
+                if first in by_run
+            ]
+            _log_plots(folders[first], configs[first], step, itertools.chain.from_iterable(own))
         with writing("standard output"):
             print(Report(facts, [sections[check] for check in results]).text())
             print(f"\nall metrics, plots and tables: {results_folder / 'report.html'}", flush=True)
     return {"step": step} | metrics
+
+
+def _log_plots(workdir: pathlib.Path, config: Any, step: int, plots: Iterable[Picture]) -> None:
+    """Passes plots to the run's metric writers; one that cannot be used here is no reason to fail."""
+    opened = []
+    for name in config.log_to:
+        try:
+            (writer,) = writers.installed([name])
+            opened.append(writer(workdir, start=None, config=config.to_dict()))
+        except InputError as error:
+            _logger.warning("the plots are not sent to %s: %s", name, error)
+    for plot in plots:
+        for writer in opened:
+            writer.image(step, f"eval/{plot.name}", plot.pixels)
+    for writer in opened:
+        writer.close()
 
 
 def _folders(workdirs: Sequence[str | os.PathLike]) -> dict[str, pathlib.Path]:

@@ -51,7 +51,7 @@ class Experiment:
       examples: the training examples of ``config.inputs``.
       engine: supplies the batches.
       objective: the loss to minimise.
-      schedule: learning rate by step.
+      schedule_of: ``total_steps -> schedule``, the learning rate by step of a run of that length.
       optimizer: gradient transformation and parameter average.
       total_steps: number of training steps.
       log_every: steps between log lines.
@@ -65,13 +65,18 @@ class Experiment:
     examples: data.Split
     engine: Engine
     objective: objectives.Objective
-    schedule: optax.Schedule
+    schedule_of: Callable[[int], optax.Schedule]
     optimizer: Optimizer
     total_steps: int
     log_every: int
     eval_every: int
     checkpoint_every: int
     steps_per_call: int
+
+    @functools.cached_property
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        return self.schedule_of(self.total_steps)
 
     def create_state(self) -> TrainState:
         """The state before the first step."""
@@ -208,11 +213,11 @@ def load_experiment(config: ConfigDict) -> Experiment:
 
     total_steps = to_steps("duration", config.duration)
 
-    def schedule(learning_rate: float) -> optax.Schedule:
+    def schedule(learning_rate: float, total: int = total_steps) -> optax.Schedule:
         return schedules.build(
             config.schedule,
             learning_rate=learning_rate,
-            total_steps=total_steps,
+            total_steps=total,
             to_steps=lambda option, duration: to_steps(f"schedule.{option}", duration, at_least=0),
         )
 
@@ -222,7 +227,7 @@ def load_experiment(config: ConfigDict) -> Experiment:
         examples=examples,
         engine=engine,
         objective=objective,
-        schedule=schedule(config.optimizer.learning_rate),
+        schedule_of=functools.partial(schedule, config.optimizer.learning_rate),
         optimizer=optimizers.build(config.optimizer, schedule=schedule),
         total_steps=total_steps,
         log_every=to_steps("log_every", config.log_every),

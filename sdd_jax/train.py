@@ -1,11 +1,13 @@
 """The training program: from a config and a workdir to a trained, evaluated network."""
 
 import contextlib
+import dataclasses
 import itertools
+import logging
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ from ml_collections import ConfigDict
 from sdd_jax import config as configs
 from sdd_jax.data.lazy_images import UndecodableImageError
 from sdd_jax.devices import AXIS, replicate
-from sdd_jax.errors import Failure, writing
+from sdd_jax.errors import Failure, InputError, require, writing
 from sdd_jax.evaluation import Evaluator
 from sdd_jax.experiment import Experiment, load_experiment
 from sdd_jax.paths import local_path
@@ -32,12 +34,15 @@ from sdd_jax.runs import (
     read_metrics,
     writers,
 )
+from sdd_jax.training import durations
 from sdd_jax.training.state import TrainState
 from sdd_jax.training.step import compile_train_call, train_step
 
 # Calls dispatched at a time. XLA blocks a device that has 32 programs in flight; with several CPU
 # devices on a busy machine, that can keep one device from a collective that the others wait in.
 MAX_CALLS_IN_FLIGHT = 8
+
+_logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(Failure, FloatingPointError):
@@ -63,17 +68,21 @@ def train_and_evaluate(
 
     The rule for resuming, in order:
 
+    0. If the config has a longer duration than the run, record it, provided that no step already
+       trained would have been another one.
     1. Without a checkpoint, start at step 0.
     2. Restore the latest intact checkpoint, whatever the number of devices it was written on.
     3. Drop the log lines after it.
     4. If it is at the last step and has been evaluated, report and return.
 
-    A resumed run ends with the same parameters, bit for bit, as an uninterrupted one.
+    A resumed run ends with the same parameters, bit for bit, as an uninterrupted one, a longer one with
+    those of a run of its duration from the start.
 
     Args:
       config: see :func:`sdd_jax.config.default`.
       workdir: folder of the run; created if necessary.
-      trust_imports: execute the Python files that the config of the teacher imports.
+      trust_imports: execute the Python files that the config of the teacher imports, and the run's copy
+        of a file of ``config.imports`` that is no longer there.
 
     Returns:
       The last evaluation, ``{"eval/accuracy": ..., ...}``.
@@ -84,20 +93,94 @@ def train_and_evaluate(
       WriteError: the run cannot write, for example on a full disk; checkpoints are kept.
       Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
-    local_path(workdir, field="--workdir")  # refuses a remote folder before the data are loaded
+    # Refuses a remote folder before the data are loaded.
+    given = local_path(workdir, field="--workdir")
+    config = configs.with_kept_imports(config, given, trusted=trust_imports)
     if trust_imports and config.teacher:
         load_imports(local_path(config.teacher, field="config.teacher"), field="config.teacher")
     experiment = load_experiment(config)
     writers.installed(experiment.config.log_to)
     with open_workdir(workdir) as folder:
         first_process = jax.process_index() == 0
-        configs.record(folder, experiment.config, experiment.facts(), first_process=first_process)
+        configs.record(
+            folder,
+            experiment.config,
+            experiment.facts(),
+            first_process=first_process,
+            check_longer=partial(check_longer, experiment, folder),
+        )
         try:
             return _train(experiment, folder)
         except NonFiniteLossError as error:
             steps = Checkpoints(folder, read_only=True).steps()
             kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint yet"
             raise NonFiniteLossError(f"{error}; {kept}") from None
+
+
+def check_longer(experiment: Experiment, folder: pathlib.Path, former: str) -> None:
+    """Requires that the steps of a run of the duration ``former`` are the first of this experiment.
+
+    Raises:
+      InputError: this run is shorter, or a step already trained would have been another one.
+    """
+    engine, config = experiment.engine, experiment.config
+    total = durations.steps("config.duration", former, engine.steps_per_epoch)
+    require(
+        experiment.total_steps >= total,
+        "config.duration",
+        config.duration,
+        f"at least {former}, the duration of the run in {folder}",
+    )
+    trained = max(Checkpoints(folder, read_only=True).steps(), default=0)
+    if reason := _changed_by_duration(experiment, total, trained):
+        raise InputError(
+            f"{config.duration} instead of {former} would change {reason}; start a new run in another "
+            "workdir",
+            field="config.duration",
+        )
+    periods = (experiment.eval_every, experiment.checkpoint_every)
+    since = trained - max(trained // n * n for n in periods)
+    if experiment.total_steps > total and since % experiment.steps_per_call:
+        _logger.warning(
+            "config.duration: a run of %s from the start has no end of a dispatch at step %d, where "
+            "this one goes on; the two may differ by rounding",
+            config.duration,
+            trained,
+        )
+
+
+def _changed_by_duration(experiment: Experiment, former: int, trained: int) -> str:
+    """What a run of ``former`` steps has another of in its first ``trained`` steps; empty: nothing."""
+    if trained == 0 or former == experiment.total_steps:
+        return ""
+    config, steps = experiment.config, jnp.arange(trained)
+    ours, theirs = (
+        np.asarray(jax.jit(jax.vmap(experiment.schedule_of(total)))(steps))
+        for total in (experiment.total_steps, former)
+    )
+    if not np.array_equal(ours, theirs):
+        return f"the learning rate of steps already trained (schedule {config.schedule.name!r})"
+    # The optimizer is that of this experiment in both programs: only the loss can differ.
+    if len(_programs(experiment, (experiment.total_steps, former), trained)) > 1:
+        parts = f"objective {config.objective.name!r}"
+        if config.sd_dropout.weight and config.sd_dropout.ramp:
+            parts += f", sd_dropout.ramp {config.sd_dropout.ramp}"
+        return f"the loss of steps already trained ({parts})"
+    return ""
+
+
+def _programs(experiment: Experiment, totals: Sequence[int], step: int) -> set[str]:
+    """The different programs of a training step in runs of these numbers of steps."""
+    engine, programs = experiment.engine, set()
+    try:
+        inputs, constants = engine.inputs(step, step + 1), experiment.constants()
+        for total in totals:
+            call: Any = compile_run(dataclasses.replace(experiment, total_steps=total))
+            lowered = call.lower(experiment.abstract_state, inputs, engine.resident, constants)
+            programs.add(lowered.as_text())
+    finally:
+        engine.close()
+    return programs
 
 
 def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:

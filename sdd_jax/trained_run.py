@@ -153,7 +153,7 @@ class TrainedRun:
 
         The arrays are named by their path, as in ``params/backbone/stem_conv/kernel``. A network can
         also start from the file, see ``config.model.init``. Both files are data: nothing in them is
-        executed.
+        executed. The Python files that the run imports are copied into ``imports/``.
 
         Args:
           folder: created if necessary; an earlier export is replaced.

@@ -95,3 +95,29 @@ def test_a_file_that_a_program_has_imported_under_its_own_name_is_loaded(tmp_pat
     assert plugins.not_loaded([path, "my_module_in_test", "json"]) == []
     plugins.load([path])
     assert f"sdd_jax_import:{path}" not in sys.modules  # it would register its entries twice
+
+
+def test_a_file_that_has_changed_is_not_executed_again_and_said_once(tmp_path, caplog):
+    path = tmp_path / "changing_in_test.py"
+    path.write_text("x = 1")
+    plugins.load([str(path)])
+    path.write_text("1 / 0")
+    plugins.load([str(path)])
+    plugins.load([str(path)])
+    assert plugins.source(str(path)) == b"x = 1"
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert message == f"{path} has changed; this process goes on with what it executed"
+
+
+def test_two_versions_of_a_file_that_register_one_name_are_one_line(tmp_path):
+    for version in ("a", "b"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "mine.py").write_text(
+            f"# {version}\nfrom sdd_jax.training.schedules import schedules\n"
+            "@schedules.register('version_in_test')\ndef build(): pass\n"
+        )
+    plugins.load([str(tmp_path / "a" / "mine.py")])
+    with pytest.raises(
+        InputError, match="registered twice; this process has executed another version of it, .*/a/"
+    ):
+        plugins.load([str(tmp_path / "b" / "mine.py")])

@@ -1,5 +1,6 @@
 """Trained runs from Python: without their data, exported and read back, and as a start."""
 
+import dataclasses
 import json
 import os
 import re
@@ -539,3 +540,15 @@ def test_a_program_evaluates_and_predicts_without_flags(folder, tmp_path):
     done = python(code, cwd=tmp_path)
     assert done.stdout.endswith("(2, 10) 48\n")
     assert done.stderr == ""
+
+
+def test_an_export_keeps_the_files_that_the_run_imports(run, tmp_path):
+    (tmp_path / "mine.py").write_text("# of an exported run")
+    config = run.config.copy_and_resolve_references()
+    config.imports = (str(tmp_path / "mine.py"),)
+    dataclasses.replace(run, config=config).save_pretrained(tmp_path / "export")
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(InputError, match="export/imports/mine.py, SHA-256 .*--trust_imports"):
+        sdd_jax.load(tmp_path / "export")
+    loaded = sdd_jax.load(tmp_path / "export", trust_imports=True)
+    assert list(loaded.config.imports) == [str(tmp_path / "export" / "imports" / "mine.py")]

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sdd_jax.evaluation.results import CheckResult, Draw, Plot
 
 # The palette of Okabe and Ito, distinct to colour-blind readers; markers and dashes are for print.
@@ -42,6 +44,14 @@ class Picture:
     def width(self) -> int:
         """Width on screen in CSS pixels, 96 per inch."""
         return round(int.from_bytes(self.png[16:20], "big") * 96 / PIXELS_PER_INCH)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The plot as RGB, uint8 ``[H, W, 3]``."""
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self.png)) as image:
+            return np.asarray(image.convert("RGB"))
 
 
 def styles() -> Iterator[dict[str, Any]]:

@@ -40,7 +40,7 @@ class Headline:
         """Formats a value of the metric, or a difference of two values."""
         if value is None or value != value:
             return MISSING
-        return format(value * self.scale, f"{'+' if signed else ''}.{self.digits}f")
+        return format(value * self.scale, f"{'+' if signed else ''}z.{self.digits}f")  # z: no -0
 
 
 @dataclasses.dataclass(frozen=True)

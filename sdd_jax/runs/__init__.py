@@ -20,6 +20,7 @@ from sdd_jax.runs.workdir import (
     read_config,
     read_metrics,
     read_record,
+    replace_duration,
     write_config,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "read_config",
     "read_metrics",
     "read_record",
+    "replace_duration",
     "restore",
     "write_bytes",
     "write_config",

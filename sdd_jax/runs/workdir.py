@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from sdd_jax import plugins
 from sdd_jax.errors import InputError, WriteError, within
 from sdd_jax.paths import local_path
+from sdd_jax.runs import imports
 from sdd_jax.runs.files import locked, write_text
 
 CONFIG_FILE = "config.json"
@@ -92,6 +93,8 @@ def _content(path: pathlib.Path) -> bytes | None:
 def write_config(workdir: pathlib.Path, config: ConfigDict, facts: Mapping[str, Any]) -> None:
     """Writes ``config.json``: the config and facts, the versions, the commit and the devices of the run.
 
+    The Python files that the config imports are copied into the folder first.
+
     Args:
       workdir: folder of the run.
       config: the complete config.
@@ -101,6 +104,7 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, facts: Mapping[str, 
     record = {
         "config": config.to_dict(),
         **facts,
+        "imports": imports.keep(workdir, config),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "commit": source_commit(),
@@ -112,21 +116,36 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, facts: Mapping[str, 
 def read_record(workdir: pathlib.Path, *, field: str = "--workdir") -> dict[str, Any]:
     """Reads ``config.json``; its section ``config`` is a :class:`ConfigDict`.
 
+    The files in ``config.imports`` are the copies that the run holds, where it holds copies.
+
     Args:
       workdir: folder of the run.
       field: the input that names the folder, for messages.
 
     Raises:
-      InputError: there is no record, or it cannot be read.
+      InputError: there is no record, or it cannot be read; or a copy is missing or another file.
     """
     path = workdir / CONFIG_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return record | {"config": ConfigDict(record["config"])}
+        record |= {"config": ConfigDict(record["config"])}
+        if record.get("imports"):
+            record["config"].imports = imports.copies(workdir, record, field=field)
+        return record
+    except InputError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"must hold a run, there is no {path}", field=field) from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}", field=field) from error
+
+
+def replace_duration(workdir: pathlib.Path, duration: str) -> None:
+    """Replaces ``config.duration`` in the record of a run; all else stays as it was written."""
+    path = workdir / CONFIG_FILE
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["config"]["duration"] = duration
+    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def read_config(workdir: pathlib.Path, *, field: str = "--workdir") -> ConfigDict:
@@ -141,9 +160,9 @@ def read_config(workdir: pathlib.Path, *, field: str = "--workdir") -> ConfigDic
         loaded: to build the run's network would execute it, see :func:`load_imports`.
     """
     config = read_record(workdir, field=field)["config"]
-    if unknown := plugins.not_loaded(_imports(config)):
+    if unknown := plugins.not_loaded(imports.names(config)):
         raise InputError(
-            f"{workdir} imports {', '.join(unknown)}, which would be executed; allow it with "
+            f"{workdir} imports {imports.described(unknown)}, which would be executed; allow it with "
             "--trust_imports if you trust the author",
             field=field,
         )
@@ -165,17 +184,9 @@ def load_imports(workdir: pathlib.Path, *, field: str = "--workdir") -> None:
         seen.add(str(workdir))
         config = read_record(workdir, field=field)["config"]
         with within(field):
-            plugins.load(_imports(config))
+            plugins.load(imports.names(config))
         if teacher := config.get("teacher"):
             workdir = local_path(teacher, field="config.teacher")
-
-
-def _imports(config: ConfigDict) -> tuple[str, ...]:
-    """The entries of ``config.imports`` that are text; others are refused by its validation."""
-    imports = config.get("imports")
-    return (
-        tuple(x for x in imports if isinstance(x, str)) if isinstance(imports, tuple | list) else ()
-    )
 
 
 def differing(

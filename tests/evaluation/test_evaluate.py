@@ -2,11 +2,15 @@
 
 import base64
 import csv
+import io
 import json
 import shutil
+import struct
 
+import matplotlib.image
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from sdd_jax.errors import InputError, WriteError
 from sdd_jax.evaluate import evaluate_workdir
@@ -30,6 +34,16 @@ def contents(folder):
 
 def metrics(run):
     return json.loads((run / "eval" / "metrics.json").read_text())
+
+
+def images(path):
+    """``(step, value)`` of each image of an event file."""
+    content = path.read_bytes()
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        yield from ((event.step, value) for value in event.summary.value)
+        content = content[16 + length :]
 
 
 def plots(run):
@@ -93,6 +107,45 @@ def test_the_page_states_the_facts_of_the_runs(compared):
         assert f">{fact}" in page
     for name in ("seed", "evaluated"):
         assert f'<th scope="row">{name}</th>' in page
+
+
+def test_tensorboard_shows_the_plots_of_the_run_alone_at_the_step_of_its_checkpoint(
+    compared, evaluated
+):
+    _, runs = compared
+    shown, drawn = {}, {}
+    for folder in (evaluated, runs["ce"]):
+        if folder == evaluated:
+            shutil.rmtree(folder / "tensorboard" / "eval")
+            evaluate_workdir(str(folder), ["calibration"], checkpoint=48)
+        (path,) = (folder / "tensorboard" / "eval").glob("events*")
+        for step, value in images(path):
+            shown.setdefault(value.tag, []).append(step)
+            drawn[value.tag, step] = matplotlib.image.imread(
+                io.BytesIO(value.image.encoded_image_string)
+            )
+    own = PLOTS - {"mc_dropout"}  # of the compared run only
+    assert shown.keys() == {f"eval/{plot}" for plot in own}
+    assert shown["eval/reliability"] == [48, 96]
+    assert shown["eval/adversarial"] == [96]
+    alone = matplotlib.image.imread(evaluated / "eval" / "reliability.png")[..., :3]
+    np.testing.assert_array_equal(drawn["eval/reliability", 48], alone)
+    assert drawn["eval/reliability", 96].shape == alone.shape  # one panel
+
+
+def test_a_writer_that_cannot_be_used_is_a_warning_and_none_gets_no_plots(
+    evaluated, monkeypatch, caplog
+):
+    before = contents(evaluated / "tensorboard")
+    evaluate_workdir(str(evaluated), ["calibration"], overrides={"log_to": ()})
+    assert caplog.text == ""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = evaluate_workdir(str(evaluated), ["calibration"])
+    assert (
+        "the plots are not sent to tensorboard: config.log_to: 'tensorboard' needs" in caplog.text
+    )
+    assert metrics(evaluated).items() >= result.items()
+    assert contents(evaluated / "tensorboard") == before
 
 
 def test_a_later_evaluation_keeps_the_results_of_other_checks(compared, evaluated):

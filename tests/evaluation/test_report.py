@@ -167,7 +167,27 @@ def test_a_page_of_several_runs_names_the_run_at_each_value_for_narrow_screens()
     page = Page(report().html())
     named = [attributes["data-run"] for tag, attributes in page.tags if "data-run" in attributes]
     assert {"a", "b"} == set(named)
-    assert "overflow-x" not in report().html()  # nothing scrolls out of sight
+    assert not re.search(r"(table|\.runs|\.plain)[^}]*overflow-x", report().html())
+
+
+def test_a_plot_of_several_panels_scrolls_on_a_phone_and_one_of_one_panel_fits():
+    for panels in (False, True):
+        results = {
+            run: CheckResult({}, plots=[Plot("p", "Title", "", draw, [1, 2], panels=panels)])
+            for run in ("a", "b")
+        }
+        page = Page(report(pictures=pictures(results, results)).html())
+        scrolled = [a for _, a in page.tags if a.get("class") == "panels"]
+        assert scrolled == panels * [
+            {"class": "panels", "tabindex": "0", "role": "group", "aria-label": "Title"}
+        ]
+    assert "The plot continues to the right." in report().html()
+
+
+def test_a_difference_that_rounds_to_zero_is_not_negative():
+    assert Headline("x", "", digits=1).show(-0.04, signed=True) == "+0.0"
+    assert Headline("x", "", digits=1).show(-0.04) == "0.0"
+    assert Headline("x", "", digits=1).show(-0.06) == "-0.1"
 
 
 def test_facts_that_all_runs_share_are_stated_once():

@@ -135,6 +135,27 @@ def test_tensorboard_shows_images(tmp_path):
     assert (event.step, value.tag, value.image.height, value.image.width) == (3, "grid", 4, 6)
 
 
+def test_an_evaluation_hides_nothing_of_a_run_that_trains_on(tmp_path):
+    write(tmp_path, ["tensorboard"], [10, 20, 30])
+    before = visible(tmp_path / "tensorboard")
+    (writer,) = writers.installed(["tensorboard"])
+    for step in (30, 20, 20):
+        opened = writer(tmp_path, start=None, config={"seed": 1})
+        opened.image(step, "eval/p", np.zeros((4, 6, 3), np.uint8))
+        opened.close()
+    assert visible(tmp_path / "tensorboard") == before
+    assert visible(tmp_path / "tensorboard" / "eval") == {"eval/p": [30, 20, 20]}
+
+
+def test_an_evaluation_writes_through_no_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "tensorboard").symlink_to(tmp_path / "elsewhere")
+    (writer,) = writers.installed(["tensorboard"])
+    with pytest.raises(InputError, match="tensorboard or its folder eval is a link"):
+        writer(tmp_path, start=None, config={})
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_the_images_of_a_run_are_the_augmented_ones_in_a_grid(tiny_config):
     tiny_config.augment.pad = 0
     experiment = load_experiment(tiny_config)
@@ -194,6 +215,19 @@ def test_another_workdir_has_another_wandb_run(tmp_path, wandb):
         write(tmp_path / name, ["wandb"], [10])
     first, second = (call["id"] for call in wandb.calls if isinstance(call, dict))
     assert first != second
+
+
+def test_an_evaluation_is_a_wandb_run_of_its_own(tmp_path, wandb):
+    write(tmp_path, ["wandb"], [10])
+    (writer,) = writers.installed(["wandb"])
+    opened = writer(tmp_path, start=None, config={"seed": 7})
+    opened.image(5, "eval/p", np.zeros((4, 6, 3), np.uint8))
+    opened.close()
+    trained, _, _, options, *logged = wandb.calls
+    assert logged == [(5, {"eval/p": (4, 6, 3)}), "finished"]
+    assert (options["name"], options["job_type"]) == (f"{tmp_path.name}/eval", "eval")
+    assert "id" in trained
+    assert "id" not in options
 
 
 def test_wandb_that_refuses_to_start_is_one_line(tmp_path, wandb, monkeypatch):

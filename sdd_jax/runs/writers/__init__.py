@@ -1,4 +1,4 @@
-"""Metric writers by name: where a run's metrics go beside ``metrics.jsonl``, the log of record.
+"""Metric writers by name: where metrics and plots go beside ``metrics.jsonl``, the log of record.
 
 A writer is a file here that registers a subclass of :class:`Writer`. Only the first process uses it.
 """
@@ -24,7 +24,8 @@ class Writer:
     Args:
       workdir: the run's folder.
       start: the step at which the run starts or resumes. What an interrupted run wrote for later steps
-        must not be shown twice.
+        must not be shown twice. None: an evaluation, perhaps of an earlier checkpoint and while the run
+        trains on; what the run has written must stay visible.
       config: the run's config.
 
     Attributes:
@@ -37,7 +38,7 @@ class Writer:
 
     package: ClassVar[str]
 
-    def __init__(self, workdir: pathlib.Path, *, start: int, config: Mapping[str, Any]):
+    def __init__(self, workdir: pathlib.Path, *, start: int | None, config: Mapping[str, Any]):
         raise NotImplementedError
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

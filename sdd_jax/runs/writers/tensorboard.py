@@ -8,28 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from sdd_jax.errors import writing
-from sdd_jax.runs.writers import Writer, writers
+from sdd_jax.errors import InputError, writing
+from sdd_jax.runs.writers import FIELD, Writer, writers
 
 
 @writers.register("tensorboard")
 class TensorBoard(Writer):
-    """An event file in ``WORKDIR/tensorboard``, written synchronously so that errors are raised here."""
+    """An event file in ``WORKDIR/tensorboard``, written synchronously so that errors are raised here.
+
+    An evaluation writes to ``WORKDIR/tensorboard/eval``, which TensorBoard shows as a run of its own: of
+    several files in one folder it may follow the newest only.
+    """
 
     package = "tensorboardX"
 
-    def __init__(self, workdir: pathlib.Path, *, start: int, config: Mapping[str, Any]):
+    def __init__(self, workdir: pathlib.Path, *, start: int | None, config: Mapping[str, Any]):
         from tensorboardX import summary
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._summary, self._event = summary, Event
         folder = workdir / "tensorboard"
-        self._path = folder / "events"  # tensorboardX appends time, host and suffix
+        if start is None:
+            if folder.is_symlink() or (folder / "eval").is_symlink():  # perhaps not of this user
+                raise InputError(f"{folder} or its folder eval is a link", field=FIELD)
+            self._open(folder / "eval", str(time.time_ns()))
+            return
         purge_step = start + 1 if start else 0
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-            self._writer = EventsWriter(str(self._path), f".{purge_step}")
+        self._open(folder, str(purge_step))
         # Hides the events that an interrupted run wrote for these steps.
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
         if not start:
@@ -54,6 +59,14 @@ class TensorBoard(Writer):
         """Closes the file."""
         with writing(self._path):
             self._writer.close()
+
+    def _open(self, folder: pathlib.Path, suffix: str) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._path = folder / "events"  # tensorboardX appends time, host and suffix
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(self._path), f".{suffix}")
 
     def _write(self, **event: Any) -> None:
         with writing(self._path):

@@ -21,25 +21,27 @@ class WeightsAndBiases(Writer):
     """A run in the project ``$WANDB_PROJECT`` (``sdd_jax`` by default), named as the workdir.
 
     wandb's environment variables apply, such as ``WANDB_MODE=offline``. wandb refuses steps before the
-    last one: what a resumed run repeats after its checkpoint is not sent again.
+    last one: what a resumed run repeats after its checkpoint is not sent again. An evaluation is a run
+    of its own, ``NAME/eval``, since two processes must not write to one run.
     """
 
     package = "wandb"
 
-    def __init__(self, workdir: pathlib.Path, *, start: int, config: Mapping[str, Any]):
+    def __init__(self, workdir: pathlib.Path, *, start: int | None, config: Mapping[str, Any]):
         import wandb
 
-        del start
         self._image = wandb.Image
+        if start is None:
+            options = {"name": f"{workdir.name}/eval", "job_type": "eval"}
+        else:
+            options = {"name": workdir.name, "id": _run_id(workdir), "resume": "allow"}
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "sdd_jax"),
-                name=workdir.name,
-                id=_run_id(workdir),
-                resume="allow",
                 dir=str(workdir),
                 config=dict(config),
                 settings={"console": "off", "silent": True},
+                **options,
             )
         except wandb.Error as error:
             raise InputError(f"'wandb' cannot be used: {error}", field=FIELD) from error
