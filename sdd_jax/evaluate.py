@@ -181,8 +181,9 @@ def _log_plots(workdir: pathlib.Path, config: Any, step: int, plots: Iterable[Pi
         except InputError as error:
             _logger.warning("the plots are not sent to %s: %s", name, error)
     for plot in plots:
+        pixels = plot.pixels
         for writer in opened:
-            writer.image(step, f"eval/{plot.name}", plot.pixels)
+            writer.image(step, f"eval/{plot.name}", pixels)
     for writer in opened:
         writer.close()
 

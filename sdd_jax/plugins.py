@@ -132,8 +132,10 @@ def _is_loaded(path: str) -> bool:
 
 
 def _content(path: str) -> bytes | None:
-    if path in _executed:
-        return _executed[path]
+    return _executed[path] if path in _executed else _on_disk(path)
+
+
+def _on_disk(path: str) -> bytes | None:
     try:
         return pathlib.Path(path).read_bytes()
     except (OSError, ValueError):  # not there, or no name of a file
@@ -141,10 +143,9 @@ def _content(path: str) -> bytes | None:
 
 
 def _warn_if_changed(path: str) -> None:
-    if path in _executed and os.path.isfile(path):
-        now = pathlib.Path(path).read_bytes()
-        if now != _executed[path]:
-            _warn_of_change(path, digest(now))
+    now = _on_disk(path) if path in _executed else None
+    if now is not None and now != _executed[path]:
+        _warn_of_change(path, digest(now))
 
 
 @functools.cache  # once for each content

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import struct
 
 import jax
 import numpy as np
@@ -58,6 +59,21 @@ def harmful(tmp_path):
     path = tmp_path / "harmful.py"
     path.write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()")
     return path
+
+
+@pytest.fixture(scope="session")
+def event_file():
+    """Function that reads the events of a file of TensorBoard."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    def read(path):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            yield Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -144,8 +144,10 @@ def test_the_digits_are_those_of_an_npz_file(save, npz, load):
     digits = data.load(name="digits").splits
     arrays = {f"{name}_images": split.images for name, split in digits.items()}
     arrays |= {f"{name}_labels": split.labels for name, split in digits.items()}
-    grey = {name: table(split.images[..., 0], split.labels, label=None, digit=digit(split.labels))
-            for name, split in digits.items()}  # fmt: skip
+    grey = {
+        name: table(split.images[..., 0], split.labels, label=None, digit=digit(split.labels))
+        for name, split in digits.items()
+    }
     ours, theirs = load(save(**grey)), load(npz(**arrays))
     assert ours.fingerprint() == theirs.fingerprint()
     for name, split in theirs.splits.items():

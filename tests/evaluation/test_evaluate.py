@@ -5,12 +5,10 @@ import csv
 import io
 import json
 import shutil
-import struct
 
 import matplotlib.image
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from sdd_jax.errors import InputError, WriteError
 from sdd_jax.evaluate import evaluate_workdir
@@ -34,16 +32,6 @@ def contents(folder):
 
 def metrics(run):
     return json.loads((run / "eval" / "metrics.json").read_text())
-
-
-def images(path):
-    """``(step, value)`` of each image of an event file."""
-    content = path.read_bytes()
-    while content:
-        (length,) = struct.unpack("<Q", content[:8])
-        event = Event.FromString(content[12 : 12 + length])
-        yield from ((event.step, value) for value in event.summary.value)
-        content = content[16 + length :]
 
 
 def plots(run):
@@ -110,7 +98,7 @@ def test_the_page_states_the_facts_of_the_runs(compared):
 
 
 def test_tensorboard_shows_the_plots_of_the_run_alone_at_the_step_of_its_checkpoint(
-    compared, evaluated
+    compared, evaluated, event_file
 ):
     _, runs = compared
     shown, drawn = {}, {}
@@ -119,11 +107,12 @@ def test_tensorboard_shows_the_plots_of_the_run_alone_at_the_step_of_its_checkpo
             shutil.rmtree(folder / "tensorboard" / "eval")
             evaluate_workdir(str(folder), ["calibration"], checkpoint=48)
         (path,) = (folder / "tensorboard" / "eval").glob("events*")
-        for step, value in images(path):
-            shown.setdefault(value.tag, []).append(step)
-            drawn[value.tag, step] = matplotlib.image.imread(
-                io.BytesIO(value.image.encoded_image_string)
-            )
+        for event in event_file(path):
+            for value in event.summary.value:
+                shown.setdefault(value.tag, []).append(event.step)
+                drawn[value.tag, event.step] = matplotlib.image.imread(
+                    io.BytesIO(value.image.encoded_image_string)
+                )
     own = PLOTS - {"mc_dropout"}  # of the compared run only
     assert shown.keys() == {f"eval/{plot}" for plot in own}
     assert shown["eval/reliability"] == [48, 96]

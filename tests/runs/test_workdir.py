@@ -201,7 +201,7 @@ def test_files_that_a_record_imports_are_executed_on_request_only(tmp_path, harm
     assert not (tmp_path / "executed").exists()
     load_imports(run)
     assert (tmp_path / "executed").exists()
-    assert read_config(run)  # loaded by now
+    assert list(read_config(run).imports) == [str(run / "imports" / "harmful.py")]  # loaded by now
 
 
 def test_imports_of_a_teacher_are_executed_with_those_of_its_student(tmp_path, harmful):

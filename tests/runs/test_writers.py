@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import struct
 import sys
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from sdd_jax import train
 from sdd_jax.data.lazy_images import UndecodableImageError
@@ -42,27 +40,31 @@ def Image(array):
 """
 
 
-def events(folder):
-    """Events of all files, oldest file first."""
-    found = []
-    for path in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
-        content = path.read_bytes()
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            found.append(Event.FromString(content[12 : 12 + length]))
-            content = content[16 + length :]
-    return found
+@pytest.fixture
+def events(event_file):
+    """Function of a folder: the events of all files, oldest file first."""
+
+    def read(folder):
+        paths = sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns)
+        return [event for path in paths for event in event_file(path)]
+
+    return read
 
 
-def visible(folder):
-    """``{tag: steps}`` as TensorBoard shows them, which drops what a later start hides."""
-    shown = {}
-    for event in events(folder):
-        if event.session_log.status == 1:
-            shown = {tag: [s for s in x if s < event.step] for tag, x in shown.items()}
-        for value in event.summary.value:
-            shown.setdefault(value.tag, []).append(event.step)
-    return shown
+@pytest.fixture
+def visible(events):
+    """Function of a folder: ``{tag: steps}`` that TensorBoard shows; a later start hides steps."""
+
+    def read(folder):
+        shown = {}
+        for event in events(folder):
+            if event.session_log.status == 1:
+                shown = {tag: [s for s in x if s < event.step] for tag, x in shown.items()}
+            for value in event.summary.value:
+                shown.setdefault(value.tag, []).append(event.step)
+        return shown
+
+    return read
 
 
 def write(workdir, names, steps, *, start=0, config=None):
@@ -91,13 +93,13 @@ def wandb(tmp_path, monkeypatch):
     del sys.modules["wandb"]
 
 
-def test_tensorboard_has_no_step_twice_after_a_resume(tmp_path):
+def test_tensorboard_has_no_step_twice_after_a_resume(tmp_path, visible):
     write(tmp_path, ["tensorboard"], [10, 20, 30])
     write(tmp_path, ["tensorboard"], [30, 40], start=20)
     assert visible(tmp_path / "tensorboard")["train/loss"] == [10, 20, 30, 40]
 
 
-def test_tensorboard_shows_a_run_that_starts_over_once(tmp_path):
+def test_tensorboard_shows_a_run_that_starts_over_once(tmp_path, visible):
     for _ in range(2):
         write(tmp_path, ["tensorboard"], [10], config={"seed": 1})
     shown = visible(tmp_path / "tensorboard")
@@ -105,7 +107,7 @@ def test_tensorboard_shows_a_run_that_starts_over_once(tmp_path):
     assert shown["config/text_summary"] == [0]
 
 
-def test_tensorboard_has_the_config_as_text_and_as_hyperparameters(tmp_path):
+def test_tensorboard_has_the_config_as_text_and_as_hyperparameters(tmp_path, events):
     config = {
         "seed": 7,
         "imports": (),
@@ -125,7 +127,7 @@ def test_tensorboard_has_the_config_as_text_and_as_hyperparameters(tmp_path):
     assert b"eval/accuracy" in metrics
 
 
-def test_tensorboard_shows_images(tmp_path):
+def test_tensorboard_shows_images(tmp_path, events):
     (writer,) = writers.installed(["tensorboard"])
     opened = writer(tmp_path, start=0, config={})
     opened.image(3, "grid", np.zeros((4, 6, 1), np.uint8))
@@ -135,7 +137,7 @@ def test_tensorboard_shows_images(tmp_path):
     assert (event.step, value.tag, value.image.height, value.image.width) == (3, "grid", 4, 6)
 
 
-def test_an_evaluation_hides_nothing_of_a_run_that_trains_on(tmp_path):
+def test_an_evaluation_hides_nothing_of_a_run_that_trains_on(tmp_path, visible):
     write(tmp_path, ["tensorboard"], [10, 20, 30])
     before = visible(tmp_path / "tensorboard")
     (writer,) = writers.installed(["tensorboard"])
@@ -169,7 +171,7 @@ def test_the_images_of_a_run_are_the_augmented_ones_in_a_grid(tiny_config):
     assert (moved != grid).any()
 
 
-def test_a_run_shows_its_training_images_once(tiny_config, tmp_path):
+def test_a_run_shows_its_training_images_once(tiny_config, tmp_path, events, visible):
     tiny_config.duration = "1 epochs"
     train.train_and_evaluate(tiny_config, str(tmp_path))
     (tmp_path / "metrics.jsonl").unlink()  # the last evaluation is repeated

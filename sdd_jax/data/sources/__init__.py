@@ -7,6 +7,8 @@ classes. If ``encoded``, images may also be sequences of image files, as bytes.
 """
 
 import inspect
+import re
+from collections.abc import Callable, Collection
 from typing import Any
 
 from sdd_jax.registry import Registry
@@ -28,3 +30,21 @@ def read(name: str, *, data_dir: str, cache_dir: str, encoded: bool) -> tuple[di
     args = {"argument": argument, "data_dir": data_dir, "cache_dir": cache_dir, "encoded": encoded}
     accepted = inspect.signature(function).parameters
     return function(**{key: value for key, value in args.items() if key in accepted})
+
+
+def with_options(argument: str) -> tuple[str, dict[str, str]]:
+    """Divides ``TEXT:OPTION=VALUE:OPTION=VALUE`` into the text and its options."""
+    text = re.sub(r"(:\w+=[^:]*)+$", "", argument)
+    return text, dict(re.findall(r":(\w+)=([^:]*)", argument[len(text) :]))
+
+
+def labelled_splits(present: Collection[str], has_labels: Callable[[str], bool]) -> dict[str, str]:
+    """The names in a source of our splits "train" and "test".
+
+    "validation" stands for a test split that is missing or has no labels, as that of ImageNet.
+    """
+    splits = {"train": "train"} if "train" in present else {}
+    for split in ("validation", "test"):
+        if split in present and has_labels(split):
+            splits["test"] = split
+    return splits

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from sdd_jax.data.lazy_images import THREADS
-from sdd_jax.data.sources import sources
+from sdd_jax.data.sources import labelled_splits, sources, with_options
 from sdd_jax.errors import InputError, require
 from sdd_jax.extras import pip_command
 from sdd_jax.paths import local_path
@@ -105,8 +105,7 @@ class HfImageFiles:
 
 def _parsed(argument: str) -> tuple[str, dict[str, str]]:
     """The name or path of a data set, and its options."""
-    name = re.sub(r"(:\w+=[^:]*)+$", "", argument)
-    options = dict(re.findall(r":(\w+)=([^:]*)", argument[len(name) :]))
+    name, options = with_options(argument)
     allowed = f"hf:NAME or hf:PATH, and then any of {', '.join(f':{o}=...' for o in OPTIONS)}"
     require(bool(name) and options.keys() <= set(OPTIONS), "name", f"hf:{argument}", allowed)
     return name, options
@@ -166,12 +165,12 @@ def _chosen(
 
 def _labelled(name: str, splits: Mapping[str, Any], label: str) -> dict[str, str]:
     """The names in ``splits`` of our splits "train" and "test"."""
-    names = {"train": "train"}
-    for split in ("validation", "test"):
-        if split in splits:
-            first = _values(splits[split].select(range(min(1, len(splits[split])))), label)
-            if not len(first) or first[0] >= 0:  # -1: withheld, as in ImageNet
-                names["test"] = split
+
+    def has_labels(split: str) -> bool:
+        first = _values(splits[split].select(range(min(1, len(splits[split])))), label)
+        return not len(first) or first[0] >= 0  # -1: withheld
+
+    names = labelled_splits(splits, has_labels)
     if len(names) < 2:
         raise InputError(f"{name!r} {SPLITS}, got {', '.join(splits)}", field="name")
     return names

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sdd_jax.data.sources import sources
+from sdd_jax.data.sources import labelled_splits, sources
 from sdd_jax.errors import InputError
 from sdd_jax.extras import pip_command
 from sdd_jax.paths import local_path
@@ -152,12 +152,12 @@ def _open(name: str, data_dir: str) -> tuple[Any, dict[str, str]]:
     features: Any = builder.info.features
     if features is None or not {"image", "label"} <= set(features):
         raise InputError(f"{name!r} has no features 'image' and 'label'", field="name")
-    splits = {"train": "train"} if "train" in builder.info.splits else {}
-    for split in ("validation", "test"):
-        if split in builder.info.splits:
-            labels = _Records(builder, split, "label")
-            if not len(labels) or labels.read([0])[0] >= 0:  # -1: withheld, as in ImageNet
-                splits["test"] = split
+
+    def has_labels(split: str) -> bool:
+        labels = _Records(builder, split, "label")
+        return not len(labels) or labels.read([0])[0] >= 0  # -1: withheld
+
+    splits = labelled_splits(builder.info.splits, has_labels)
     if len(splits) < 2:
         present = ", ".join(builder.info.splits)
         raise InputError(

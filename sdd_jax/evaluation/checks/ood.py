@@ -11,6 +11,7 @@ import numpy as np
 from annotated_types import MinLen
 
 from sdd_jax import data
+from sdd_jax.data.sources import with_options
 from sdd_jax.errors import InputError, require
 from sdd_jax.evaluation import attacks, metrics
 from sdd_jax.evaluation.batching import HostArray
@@ -151,7 +152,7 @@ def _images(name: str, setup: EvaluationSetup) -> HostArray:
 
 def _label(name: str) -> str:
     """The name in metrics and files; the last part of a path."""
-    name = re.sub(r"/?(:\w+=[^:]*)*$", "", name)  # options, as in hf:NAME:label=COLUMN
+    name = with_options(name)[0].removesuffix("/")
     return re.sub(r"^(npz|hf):", "", name.rpartition("/")[2]).removesuffix(".npz")
 
 
