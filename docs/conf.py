@@ -45,6 +45,7 @@ intersphinx_mapping: dict[str, tuple[str, None]] = {}
 html_theme = "sphinx_book_theme"
 html_title = "sdd_jax"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 1,
