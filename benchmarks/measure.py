@@ -23,7 +23,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("sdd_jax", "jax", "jaxlib", "flax", "torch")
+PACKAGES = ("sdd_jax", "jax", "jaxlib", "libtpu", "flax", "torch")
 
 
 def parser(doc: str, **defaults: Any) -> argparse.ArgumentParser:

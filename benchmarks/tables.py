@@ -17,7 +17,9 @@ import numpy as np
 from benchmarks import gain, measure, outcomes
 from benchmarks.plans import PLANS, Figures
 
-PAGES = ("README.md", "docs/results.md", "docs/methods.md")
+PAGES = ("README.md", "docs/results.md", "docs/methods.md", "docs/devices.md")
+TOPOLOGIES = ("v5e-2x2", "v5e-8x8")
+TPU_COLUMNS = ("batch", "GFLOP", "GB moved", "peak, GiB", "all-reduces", "loops")
 DIGITS: Figures = {
     "accuracy %": ("eval/accuracy", 100, 2),
     "NLL": ("eval/nll", 1, 3),
@@ -80,6 +82,7 @@ def tables() -> dict[str, str]:
         | {"intents": intents_table(), "intents-10": intents_figures("intents-10")}
         | {"intents-transformer": intents_figures("intents-transformer")}
         | {"methods": methods_table()}
+        | {f"tpu-{topology}": tpu_table(topology) for topology in TOPOLOGIES}
     )
 
 
@@ -229,6 +232,29 @@ def relative_time(result: Mapping[str, Any]) -> str:
     ratio = result["over_cross_entropy"]
     low, high = ratio["quartiles"]
     return f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def tpu_table(topology: str) -> str:
+    """A row for each card: what the TPU compiler says of a step on one chip, or why it says nothing."""
+    path = measure.RESULTS / f"tpu-{topology}.json"
+    results = json.loads(path.read_text())["results"] if path.is_file() else {}
+    lines = []
+    for card, figures in results.items():
+        if "error" in figures:
+            lines.append([card, figures["error"], *[""] * (len(TPU_COLUMNS) - 1)])
+            continue
+        too_large = ", ".join(map(str, figures["does_not_fit"]))
+        reduced = figures["collectives"].get("all-reduce", {"count": 0, "bytes": 0})
+        cells = [
+            f"{figures['batch_size']}" + (f" ({too_large} too large)" if too_large else ""),
+            f"{figures['flops'] / 1e9:.3g}",
+            f"{figures['bytes_accessed'] / 1e9:.3g}",
+            f"{figures['peak_bytes'] / 2**30:.2f}",
+            f"{reduced['count']}, {reduced['bytes'] / 1e6:.3g} MB",
+            ", ".join(figures["other_loops"]),
+        ]
+        lines.append([card, *cells])
+    return markdown(["", *TPU_COLUMNS], lines)
 
 
 def difference(

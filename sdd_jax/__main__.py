@@ -1,4 +1,4 @@
-"""The program ``sdd-jax``, also ``python -m sdd_jax``: ``train``, ``eval`` and ``cards``."""
+"""The program ``sdd-jax``, also ``python -m sdd_jax``: ``train``, ``eval``, ``compile``, ``cards``."""
 
 import os
 import sys
@@ -14,10 +14,11 @@ usage: {program} COMMAND [--FLAG ...]
 
   train         train a network, or resume a run
   eval          evaluate a run: results, plots and a report
+  compile       compile the training program for TPUs that need not be there
   cards [CARD]  list the recipe cards, or show one
   --version     print the version
 
-train --help and eval --help list their flags.
+train --help, eval --help and compile --help list their flags.
 
 example
   {program} train --config=digits
@@ -28,7 +29,7 @@ def main() -> None:
     """Runs ``sdd-jax COMMAND``."""
     program = "sdd-jax" if os.path.basename(sys.argv[0]) != "__main__.py" else "python -m sdd_jax"
     command, *rest = sys.argv[1:] or ["--help"]
-    if command in ("train", "eval"):
+    if command in ("train", "eval", "compile"):
         sys.argv[:] = [f"{program} {command}", *rest]
         run(command)
     elif command == "cards" and not {"-h", "--help"} & {*rest}:
@@ -38,18 +39,20 @@ def main() -> None:
     elif command == "--version":
         print(f"sdd_jax {sdd_jax.__version__}")
     else:
-        _fail(2, f"{program}: there is no command {command!r}; expected train, eval or cards")
+        _fail(
+            2, f"{program}: there is no command {command!r}; expected train, eval, compile or cards"
+        )
 
 
 def run(command: str) -> None:
-    """Runs ``train`` or ``eval`` with the flags in ``sys.argv``; ``sys.argv[0]`` is its name."""
+    """Runs a command with the flags in ``sys.argv``; ``sys.argv[0]`` is its name."""
     if names := missing("train"):
         program = os.path.basename(sys.argv[0])
         _fail(1, f"{program} needs {pip_command('train')}; not installed: {', '.join(names)}")
     try:
         from sdd_jax import cli
 
-        {"train": cli.train, "eval": cli.evaluate}[command]()
+        {"train": cli.train, "eval": cli.evaluate, "compile": cli.compile_only}[command]()
     except KeyboardInterrupt:
         _fail(130, "interrupted")
 

@@ -1,7 +1,8 @@
-"""The command lines ``train`` and ``eval``: flags, help, and failures in one line."""
+"""The command lines ``train``, ``eval`` and ``compile``: flags, help, and failures in one line."""
 
 import contextlib
 import io
+import json
 import logging
 import os
 import pathlib
@@ -22,7 +23,7 @@ from sdd_jax.devices import (
     let_cpu_collectives_wait,
     start_backend,
 )
-from sdd_jax.errors import Failure, InputError, require
+from sdd_jax.errors import Failure, InputError, require, writing
 from sdd_jax.overrides import (
     A_DICT,
     merge_sections,
@@ -145,6 +146,55 @@ def evaluate() -> None:
     _run(main)
 
 
+def compile_only() -> None:
+    """Runs ``compile``; exits 0 only if the program fits into the chips of every topology."""
+    _prepare_process()
+    card = config_flags.DEFINE_config_file(
+        "config", None, "Recipe card: a name or a file; :ARGUMENT after it. By default digits."
+    )
+    selected = flags.DEFINE_list(
+        "topology",
+        ["v5e:2x2"],
+        "TOPOLOGY,TOPOLOGY,... v5e:RxC, v6e:RxC or v5p:XxYxZ. By default v5e:2x2.",
+    )
+    data = flags.DEFINE_string(
+        "data", "", "NxHxWxC:K. N training images of K classes; for data sets that are not there."
+    )
+    output = flags.DEFINE_string("json", "", "File to write the figures to.")
+    _show_help(
+        "Compiles the training program of a card for TPUs that need not be there.",
+        "[--config=CARD] [--config.FIELD=VALUE ...] [--topology=TOPOLOGY,...]",
+        "--config=cifar100_resnet18 --topology=v5e:2x2,v5e:8x8 --config.batch_size=1024",
+        lambda: {"cards (sdd-jax cards describes them)": cards.names()},
+    )
+    _locate_card()
+
+    from sdd_jax.compile_only import compile_for, find_topology, outcome_values, table, use_one_cpu
+
+    use_one_cpu()
+
+    def main() -> None:
+        topologies = [find_topology(name) for name in selected.value]
+        reports, failures = {}, {}
+        for topology in topologies:
+            try:
+                reports[topology.name] = compile_for(card.value, topology, data=data.value)
+            except Failure as error:
+                failures[topology.name] = error
+        if reports:
+            print(table(reports))
+        if output.value:
+            text = json.dumps(outcome_values(reports | failures), indent=2) + "\n"
+            with writing(output.value):
+                pathlib.Path(output.value).write_text(text)
+        for name, error in failures.items():
+            print(f"error: {name}: {error}", file=sys.stderr)
+        too_large = any(report.does_not_fit for report in reports.values())
+        sys.exit(max((error.status for error in failures.values()), default=int(too_large)))
+
+    _run(main)
+
+
 def _prepare_process() -> None:
     """Makes the standard streams and paths usable, and the arguments ready for ml_collections."""
     # Otherwise the next file, perhaps a checkpoint, gets the number of a closed stream, and its output.
@@ -177,6 +227,8 @@ def _define_distributed() -> None:
 
 
 def _join_cluster() -> None:
+    if CLUSTER[0] not in flags.FLAGS:
+        return
     given = {name: flags.FLAGS[name].value for name in CLUSTER}
     joining = flags.FLAGS.distributed or given["coordinator_address"]
     for name, value in given.items():

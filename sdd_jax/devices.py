@@ -4,12 +4,15 @@ One mapped axis, ``AXIS``, spans all devices of all hosts. State is replicated. 
 order and in equal shares; each host supplies the shares of its own devices.
 """
 
+import contextlib
+import contextvars
 import logging
 import os
 import pathlib
 import re
 import shutil
 import stat
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +27,30 @@ AXIS = "batch"
 CACHE_FOLDER = ".jax_cache"
 
 _logger = logging.getLogger(__name__)
+_target: contextvars.ContextVar[tuple[Any, ...] | None] = contextvars.ContextVar(
+    "target", default=None
+)
+
+
+@contextlib.contextmanager
+def compiling_for(devices: Sequence[Any]) -> Iterator[None]:
+    """Inside, programs are built for ``devices``, which need not be attached, in place of the job's."""
+    token = _target.set(tuple(devices))
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def platform() -> str:
+    """The platform that programs are built for: "cpu", "gpu" or "tpu"."""
+    target = _target.get()
+    return jax.default_backend() if target is None else target[0].platform
+
+
+def mapped(function: Callable, **options: Any) -> Any:
+    """``jax.pmap`` over ``AXIS`` and the devices that programs are built for."""
+    return jax.pmap(function, axis_name=AXIS, devices=_target.get(), **options)
 
 
 def replicate(tree: Any) -> Any:

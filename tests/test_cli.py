@@ -327,7 +327,7 @@ def test_the_program_trains_and_evaluates_a_card_by_name_and_is_called_by_its_na
     unknown = sdd_jax("fit")
     assert unknown.returncode == 2
     assert unknown.stderr == (
-        "error: python -m sdd_jax: there is no command 'fit'; expected train, eval or cards\n"
+        "error: python -m sdd_jax: there is no command 'fit'; expected train, eval, compile or cards\n"
     )
 
 

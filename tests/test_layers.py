@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(sdd_jax.__file__).parent
 LAYERS = (  # top to bottom; a module may import from its own line and from those below
     ("__main__",),
     ("cli",),
-    ("sweep",),
+    ("sweep", "compile_only"),
     ("train", "evaluate"),
     ("recipes",),
     ("trained_run",),
@@ -25,7 +25,7 @@ LAYERS = (  # top to bottom; a module may import from its own line and from thos
     ("objectives",),
     ("models", "data"),
     ("registry", "options", "plugins"),
-    ("prng", "devices", "paths", "cards", "extras", "overrides"),
+    ("prng", "devices", "paths", "cards", "extras", "overrides", "hlo"),
     ("errors",),
     ("losses", "mc_dropout"),
     ("dropout",),

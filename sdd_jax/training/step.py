@@ -11,7 +11,7 @@ import optax
 
 from sdd_jax import losses
 from sdd_jax.data.engines import RawBatch
-from sdd_jax.devices import AXIS
+from sdd_jax.devices import mapped, platform
 from sdd_jax.objectives import Batch, Clock, Objective, Output, View
 from sdd_jax.prng import example_keys
 from sdd_jax.training.optimizers import Optimizer
@@ -222,7 +222,7 @@ def compile_train_call(
         def one_step(state, inputs):
             return step(state, gather(resident, inputs), constants)
 
-        if jax.default_backend() != "cpu":
+        if platform() != "cpu":
             return jax.lax.scan(one_step, state, inputs)
         # XLA on CPU runs convolutions inside a loop about a hundred times slower: unroll there.
         steps = []
@@ -231,6 +231,4 @@ def compile_train_call(
             steps.append(metrics)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *steps)
 
-    return jax.pmap(
-        call, axis_name=AXIS, in_axes=(None, 0, None, None), out_axes=None, donate_argnums=0
-    )
+    return mapped(call, in_axes=(None, 0, None, None), out_axes=None, donate_argnums=0)

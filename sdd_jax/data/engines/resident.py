@@ -6,6 +6,7 @@ import numpy as np
 from sdd_jax.data.dataset import Split
 from sdd_jax.data.engines.base import RawBatch, engines
 from sdd_jax.data.samplers import BatchOrder
+from sdd_jax.devices import platform
 from sdd_jax.errors import require
 
 
@@ -31,7 +32,7 @@ class ResidentEngine:
             labels=split.labels, batch_size=batch_size, sampler=sampler, seed=seed
         )
         self.steps_per_epoch = self._order.steps_per_epoch
-        self.steps_per_call = 1 if jax.default_backend() == "cpu" else 100
+        self.steps_per_call = 1 if platform() == "cpu" else 100
 
     def inputs(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Indices ``[local devices, steps, B, V]`` and positions ``[local devices, steps, B]``."""

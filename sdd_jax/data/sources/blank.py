@@ -1,0 +1,26 @@
+"""Black images of given shapes, for programs that are compiled and not run."""
+
+import re
+
+import numpy as np
+
+from sdd_jax.data.sources import sources
+from sdd_jax.errors import require
+
+SHAPES = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)x([13]):([1-9]\d*)")
+ALLOWED = "NxHxWxC:K, as in 50000x32x32x3:100, for N training images of K classes"
+
+
+@sources.register("blank")
+def blank(*, argument: str) -> tuple[dict[str, np.ndarray], int]:
+    """``NxHxWxC:K``: N training and K test images, which take no memory."""
+    match = SHAPES.fullmatch(argument)
+    require(match is not None, "name", f"blank:{argument}", f"blank:{ALLOWED}")
+    assert match is not None
+    count, height, width, channels, classes = map(int, match.groups())
+    arrays: dict[str, np.ndarray] = {}
+    for split, number in (("train", count), ("test", classes)):
+        shape = (number, height, width, channels)
+        arrays[f"{split}_images"] = np.broadcast_to(np.uint8(0), shape)
+        arrays[f"{split}_labels"] = np.arange(number) % classes
+    return arrays, classes
