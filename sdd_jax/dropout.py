@@ -41,7 +41,8 @@ def dropout(
       x: floating-point array.
       rate: probability beta in [0, 1) with which an element becomes zero; or ``(low, high)``, from
         which one rate is drawn uniformly for each key. May be traced; its value is then not checked.
-      broadcast_dims: dimensions of ``x`` along which one mask is shared.
+      broadcast_dims: dimensions of ``x`` along which one mask is shared: ``(1, 2)`` drops whole channels
+        of ``[B, H, W, D]``. An example with its own key shares its mask with no other.
 
     Returns:
       Array of the shape and dtype of ``x``.
@@ -61,36 +62,42 @@ def dropout(
       Srivastava et al., `Dropout <https://jmlr.org/papers/v15/srivastava14a.html>`_, 2014, section 4.
     """
     key, rate = _check(key, x, rate)
-    shared = {d + x.ndim if d < 0 else d for d in broadcast_dims}
-    if not all(key.ndim <= d < x.ndim for d in shared):
-        raise ValueError(
-            f"broadcast_dims must be dimensions of x after those of the keys, [{key.ndim}, {x.ndim}), "
-            f"got {tuple(broadcast_dims)}"
-        )
+    shape = _mask_shape(key, x, broadcast_dims)
     if _is_zero(rate):
         return x
     fine = _needs_24_bits(rate)
     probability = _cumulative_probability(1, _draw_rate(key, rate), fine)
-    shape = tuple(1 if d in shared else n for d, n in enumerate(x.shape))
     mask = _uniform(key, shape, fine) < _expand(probability, x)
     return _apply(mask, x, probability)
 
 
-def dropout_pair(key: jax.Array, x: jax.Array, *, rate: Rate) -> tuple[jax.Array, jax.Array]:
-    """Draws two independent dropout masks, ``u`` and ``v``, from one key and applies both to ``x``.
+def dropout_pair(
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    rate: Rate,
+    broadcast_dims: Sequence[int] = (),
+    exclusive: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws two dropout masks, ``u`` and ``v``, from one key and applies both to ``x``.
 
-    Equal to ``dropout`` with each half of ``jax.random.split(key)``.
+    They are independent: equal to ``dropout`` with each half of ``jax.random.split(key)``. With
+    ``exclusive``, no element is kept by both; at rate 1/2 they are complementary, so that
+    ``x_u + x_v == 2 * x``. UniMatch V2 draws such a pair for each image, over its channels:
+    ``rate=0.5, broadcast_dims=(1, 2), exclusive=True`` for ``[B, H, W, D]``.
 
     Args:
       key: a PRNG key, or an array of keys whose shape is a prefix of ``x.shape``.
       x: floating-point array, for SD-Dropout the penultimate features ``[..., D]``.
       rate: as in :func:`dropout`; a ``(low, high)`` rate is drawn once and shared by the pair.
+      broadcast_dims: as in :func:`dropout`.
+      exclusive: draw disjoint masks, which takes a rate of at least 1/2.
 
     Returns:
       ``(x_u, x_v)``, each of the shape and dtype of ``x``.
 
     Raises:
-      ValueError, TypeError: as :func:`dropout`.
+      ValueError, TypeError: as :func:`dropout`; also if exclusive masks do not fit.
 
     Example:
       >>> import jax, sdd_jax
@@ -100,13 +107,23 @@ def dropout_pair(key: jax.Array, x: jax.Array, *, rate: Rate) -> tuple[jax.Array
 
     References:
       Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022.
+
+      Yang et al., `UniMatch V2 <https://arxiv.org/abs/2410.10777>`_, 2024: complementary masks.
     """
-    x_u, x_v = dropout_samples(key, x, rate=rate, num_samples=2)
+    x_u, x_v = dropout_samples(
+        key, x, rate=rate, num_samples=2, broadcast_dims=broadcast_dims, exclusive=exclusive
+    )
     return x_u, x_v
 
 
 def dropout_samples(
-    key: jax.Array, x: jax.Array, *, rate: Rate, num_samples: int, exclusive: bool = False
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    rate: Rate,
+    num_samples: int,
+    broadcast_dims: Sequence[int] = (),
+    exclusive: bool = False,
 ) -> list[jax.Array]:
     """Applies ``num_samples`` dropout masks, drawn from one key, to ``x``.
 
@@ -115,6 +132,7 @@ def dropout_samples(
       x: floating-point array.
       rate: as in :func:`dropout`; a ``(low, high)`` rate is drawn once and shared by all masks.
       num_samples: number of masks, at least 1.
+      broadcast_dims: as in :func:`dropout`.
       exclusive: draw disjoint masks, so that no element is kept by two of them. Each still keeps an
         element with probability ``1 - rate``, so ``num_samples * (1 - rate)`` must not exceed 1.
 
@@ -132,6 +150,7 @@ def dropout_samples(
       True
     """
     key, rate = _check(key, x, rate)
+    shape = _mask_shape(key, x, broadcast_dims)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     if exclusive and not exclusive_masks_fit(num_samples, rate):
@@ -145,7 +164,7 @@ def dropout_samples(
     rate_per_key = _draw_rate(key, rate)
     if exclusive:
         # One uniform number per element; mask s keeps the elements in the s-th interval.
-        uniform = _uniform(key, x.shape, fine)
+        uniform = _uniform(key, shape, fine)
         ends = [_cumulative_probability(s, rate_per_key, fine) for s in range(num_samples + 1)]
         return [
             _apply((uniform >= _expand(low, x)) & (uniform < _expand(high, x)), x, high - low)
@@ -154,7 +173,7 @@ def dropout_samples(
     probability = _cumulative_probability(1, rate_per_key, fine)
     keys = _over_keys(key, lambda k: jax.random.split(k, num_samples))
     masks = [
-        _uniform(keys[..., s], x.shape, fine) < _expand(probability, x) for s in range(num_samples)
+        _uniform(keys[..., s], shape, fine) < _expand(probability, x) for s in range(num_samples)
     ]
     return [_apply(mask, x, probability) for mask in masks]
 
@@ -237,6 +256,17 @@ def _check(key: jax.Array, x: jax.Array, rate: Any) -> tuple[jax.Array, Rate]:
     if key.shape != x.shape[: key.ndim]:
         raise ValueError(f"the shape of the keys, {key.shape}, must be a prefix of x's, {x.shape}")
     return key, rate
+
+
+def _mask_shape(key: jax.Array, x: jax.Array, broadcast_dims: Sequence[int]) -> tuple[int, ...]:
+    """Returns the shape of ``x`` with 1 at the dimensions that share a mask."""
+    shared = {d + x.ndim if d < 0 else d for d in broadcast_dims}
+    if not all(key.ndim <= d < x.ndim for d in shared):
+        raise ValueError(
+            f"broadcast_dims must be dimensions of x after those of the keys, [{key.ndim}, {x.ndim}), "
+            f"got {tuple(broadcast_dims)}"
+        )
+    return tuple(1 if d in shared else n for d, n in enumerate(x.shape))
 
 
 def _over_keys(key: jax.Array, fn: Callable[[jax.Array], jax.Array]) -> jax.Array:

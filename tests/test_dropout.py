@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import sdd_jax
 from sdd_jax.dropout import exclusive_masks_fit
 
 # Compiled as a whole, which is much faster than operation by operation.
 dropout = jax.jit(sdd_jax.dropout, static_argnames=("rate", "broadcast_dims"))
-dropout_pair = jax.jit(sdd_jax.dropout_pair, static_argnames="rate")
-dropout_samples = jax.jit(
-    sdd_jax.dropout_samples, static_argnames=("rate", "num_samples", "exclusive")
-)
+OPTIONS = ("rate", "broadcast_dims", "exclusive")
+dropout_pair = jax.jit(sdd_jax.dropout_pair, static_argnames=OPTIONS)
+dropout_samples = jax.jit(sdd_jax.dropout_samples, static_argnames=("num_samples", *OPTIONS))
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 6)
 X = jax.random.normal(jax.random.key(1), (6, 16))
@@ -201,6 +201,42 @@ def test_pair_equals_dropout_with_the_split_halves(keys):
         np.testing.assert_array_equal(y, dropout(half, X, rate=0.4))
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_masks_of_a_pair_are_shared_by_the_locations_of_an_example(exclusive):
+    options = {"rate": 0.5, "exclusive": exclusive}
+    x = jnp.ones((6, 3, 2, 200))
+    u, v = (kept(y) for y in dropout_pair(KEYS, x, broadcast_dims=(1, -2), **options))
+    for mask in (u, v):
+        np.testing.assert_array_equal(mask, np.broadcast_to(mask[:, :1, :1], mask.shape))
+        assert_fraction(mask[:, 0, 0], 0.5)
+        assert len(np.unique(mask[:, 0, 0], axis=0)) == 6
+    # The masks of the channels are those of features without locations.
+    for mask, y in zip((u, v), dropout_pair(KEYS, x[:, 0, 0], **options), strict=True):
+        np.testing.assert_array_equal(mask[:, 0, 0], kept(y))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_exclusive_pair_at_rate_one_half_is_complementary(dtype):
+    x = jnp.tile(X, (10, 2)).astype(dtype)
+    u, v = dropout_pair(KEY, x, rate=0.5, exclusive=True)
+    np.testing.assert_array_equal(u + v, 2 * x)
+    np.testing.assert_array_equal(kept(u), ~kept(v))
+    assert_fraction(kept(u), 0.5)
+
+
+def test_an_exclusive_pair_over_channels_does_not_depend_on_the_number_of_devices():
+    x, options = jnp.ones((4, 3, 20)), {"rate": 0.5, "broadcast_dims": (1,), "exclusive": True}
+    mesh, batch = jax.make_mesh((4,), ("batch",), (AxisType.Auto,)), PartitionSpec("batch")
+    sharded = jax.shard_map(
+        lambda keys, x: sdd_jax.dropout_pair(keys, x, **options),
+        mesh=mesh,
+        in_specs=(batch, batch),
+        out_specs=batch,
+    )
+    expected = dropout_pair(KEYS[:4], x, **options)
+    np.testing.assert_array_equal(jax.jit(sharded)(KEYS[:4], x), expected)
+
+
 def test_masks_of_a_pair_are_independent():
     u, v = (kept(y) for y in dropout_pair(KEYS, jnp.ones((6, 1000)), rate=0.3))
     for joint, p in [(u & v, 0.49), (u & ~v, 0.21), (~u & v, 0.21), (~u & ~v, 0.09)]:
@@ -346,3 +382,7 @@ def test_other_bad_arguments_are_errors():
     for dims in [(0,), (2,), (-3,)]:  # examples with their own keys cannot share a mask
         with pytest.raises(ValueError, match="broadcast_dims must be dimensions of x after those"):
             dropout(KEYS, X, rate=0.5, broadcast_dims=dims)
+        with pytest.raises(ValueError, match="broadcast_dims must be dimensions of x after those"):
+            dropout_samples(KEYS, X, rate=0.0, num_samples=3, broadcast_dims=dims)
+    with pytest.raises(ValueError, match=r"must be at most 1, got 2 \* \(1 - 0.4\)"):
+        dropout_pair(KEYS, X, rate=0.4, exclusive=True)

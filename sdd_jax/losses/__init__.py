@@ -1,7 +1,7 @@
 """Losses, one equation each, grouped into a file per idea.
 
-They return per-example values; the caller takes the mean. Half precision is computed and returned in
-float32; float64 stays float64.
+They return one value per example, or per location of an example; the caller takes the mean. Half
+precision is computed and returned in float32; float64 stays float64.
 """
 
 from sdd_jax.losses._arguments import GRADIENTS
@@ -17,7 +17,9 @@ from sdd_jax.losses._divergence import (
     symmetric_kl,
 )
 from sdd_jax.losses._dropout_distillation import DIVERGENCES, dropout_distillation_loss
+from sdd_jax.losses._elementwise import squared_error, symmetric_bernoulli_kl
 from sdd_jax.losses._large_vocabulary import linear_cross_entropy, linear_sd_dropout_loss
+from sdd_jax.losses._reduction import sum_and_count
 from sdd_jax.losses._sd_dropout import (
     dropped_logits,
     head_of_each,
@@ -63,6 +65,9 @@ __all__ = [
     "sd_dropout_clean_student_loss",
     "sd_dropout_loss",
     "sd_dropout_loss_from_logits",
+    "squared_error",
+    "sum_and_count",
+    "symmetric_bernoulli_kl",
     "symmetric_kl",
     "tf_kd_loss",
 ]

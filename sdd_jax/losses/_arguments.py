@@ -1,7 +1,7 @@
 """Checks and conversions of the losses' arguments."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,14 @@ def check_same_shape(**arrays: jax.Array) -> None:
         raise ValueError(
             f"{', '.join(arrays)} must have the same shape, got {', '.join(map(str, shapes))}"
         )
+
+
+def check_samples(logits: Sequence[jax.Array]) -> None:
+    """Raises ValueError unless there are two or more arrays of logits, all of the same shape."""
+    if len(logits) < 2:
+        raise ValueError(f"num_samples must be at least 2, got {len(logits)}")
+    if not isinstance(logits, jax.Array):  # a stacked array
+        check_same_shape(**{f"logits[{i}]": z for i, z in enumerate(logits)})
 
 
 def check_labels(logits: jax.Array, labels: jax.Array) -> None:

@@ -10,6 +10,7 @@ from sdd_jax.losses._arguments import (
     at_least_float32,
     check_gradient,
     check_same_shape,
+    check_samples,
     check_temperature,
     stop_gradients,
 )
@@ -40,7 +41,8 @@ def kl_divergence(
       gradient: "forward" stops the gradient at the target, "reverse" at the prediction, "both" at
         neither. The value is the same.
       axis: the axis of the classes.
-      where: boolean, broadcast to the logits; classes that are False are ignored.
+      where: boolean, broadcast to the logits; classes that are False are ignored. Locations without any
+        (``mask[..., None]``) have no divergence and no gradient, whatever their logits.
 
     Returns:
       Per-example divergence ``[...]`` in nats.
@@ -87,7 +89,8 @@ def symmetric_kl(
         the prediction of each. The value is the same; the gradients of "forward" and "reverse" add up
         to that of "both".
       axis: the axis of the classes.
-      where: boolean, broadcast to the logits; classes that are False are ignored.
+      where: boolean, broadcast to the logits; classes that are False are ignored. Locations without any
+        (``mask[..., None]``) have no divergence and no gradient, whatever their logits.
 
     Returns:
       Per-example divergence ``[...]`` in nats.
@@ -131,7 +134,8 @@ def pairwise_symmetric_kl(
       logits: n >= 2 arrays ``[..., K]``, of the same shape.
       temperature: T > 0.
       gradient: "both", "forward" or "reverse", see :func:`sdd_jax.symmetric_kl`.
-      where: boolean, broadcast to the logits; classes that are False are ignored.
+      where: boolean, broadcast to the logits; classes that are False are ignored. Locations without any
+        (``mask[..., None]``) have no divergence and no gradient, whatever their logits.
 
     Returns:
       Per-example divergence ``[...]`` in nats.
@@ -146,11 +150,8 @@ def pairwise_symmetric_kl(
       >>> print(f"{sdd_jax.pairwise_symmetric_kl(logits):.4f}")
       0.2215
     """
+    check_samples(logits)
     n = len(logits)
-    if n < 2:
-        raise ValueError(f"num_samples must be at least 2, got {n}")
-    if not isinstance(logits, jax.Array):  # a stacked array
-        check_same_shape(**{f"logits[{i}]": z for i, z in enumerate(logits)})
     if n == 2:  # spares the stacked copy
         return symmetric_kl(*logits, temperature=temperature, gradient=gradient, where=where)
     check_temperature(temperature)

@@ -14,7 +14,7 @@ References:
   <https://arxiv.org/abs/2411.09009>`_, 2025: the cross-entropy by recomputed blocks of logits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from sdd_jax.dropout import Rate, dropout_samples
+from sdd_jax.dropout import Rate, dropout_pair
 from sdd_jax.losses._arguments import check_gradient, check_temperature, stop_gradients
 
 CHUNK_SIZE = 4096
@@ -96,6 +96,7 @@ def linear_sd_dropout_loss(
     rate: Rate = 0.5,
     temperature: float | jax.Array = 3.0,
     gradient: str = "both",
+    broadcast_dims: Sequence[int] = (),
     exclusive: bool = False,
     chunk_size: int = CHUNK_SIZE,
 ) -> jax.Array:
@@ -123,6 +124,8 @@ def linear_sd_dropout_loss(
       rate: dropout rate in [0, 1), or ``(low, high)`` for a random rate.
       temperature: T > 0; may be traced, but its gradient is zero.
       gradient: "both", "forward" or "reverse", see :func:`sdd_jax.symmetric_kl`.
+      broadcast_dims: dimensions of the features along which a mask is shared: ``(1,)`` for all tokens of
+        ``[B, S, D]``.
       exclusive: draw disjoint masks, see :func:`sdd_jax.dropout_samples`.
       chunk_size: number of classes per chunk; K need not be a multiple. The largest temporary arrays
         are ``[2, ..., chunk_size]``.
@@ -150,7 +153,9 @@ def linear_sd_dropout_loss(
     check_temperature(temperature)
     check_gradient(gradient)
     # Outside the custom gradient: JAX differentiates the masks.
-    pair = jnp.stack(dropout_samples(key, features, rate=rate, num_samples=2, exclusive=exclusive))
+    pair = jnp.stack(
+        dropout_pair(key, features, rate=rate, broadcast_dims=broadcast_dims, exclusive=exclusive)
+    )
     temperature = jnp.asarray(temperature, _dtypes(features, kernel)[1])
     pair, head, temperature = _vary_alike((pair, (kernel, bias), temperature))
     temperature = jax.lax.stop_gradient(temperature)

@@ -1,13 +1,18 @@
 """SD-Dropout: a network distils itself between dropout masks on its penultimate features."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from sdd_jax.dropout import Rate, dropout, dropout_samples
-from sdd_jax.losses._arguments import HeadFn, logits_of_head
-from sdd_jax.losses._divergence import kl_divergence, pairwise_symmetric_kl
+from sdd_jax.losses._arguments import HeadFn, check_samples, logits_of_head
+from sdd_jax.losses._divergence import kl_divergence, pairwise_symmetric_kl, symmetric_kl
+
+# (z_u, z_v, *, temperature, gradient, where) to one value per location.
+Divergence = Callable[..., jax.Array]
 
 
 def sd_dropout_loss(
@@ -19,8 +24,10 @@ def sd_dropout_loss(
     temperature: float | jax.Array = 3.0,
     num_samples: int = 2,
     gradient: str = "both",
+    broadcast_dims: Sequence[int] = (),
     exclusive: bool = False,
     where: jax.Array | None = None,
+    divergence: Divergence = symmetric_kl,
 ) -> jax.Array:
     r"""Computes the SD-Dropout loss: the symmetric KL divergence of posteriors of dropped features.
 
@@ -39,11 +46,19 @@ def sd_dropout_loss(
       temperature: T > 0.
       num_samples: number of masks, at least 2; the loss is the mean over their pairs.
       gradient: "both", "forward" or "reverse", see :func:`sdd_jax.symmetric_kl`.
+      broadcast_dims: dimensions of the features along which a mask is shared: ``(1, 2)`` drops whole
+        channels of ``[B, H, W, D]``.
       exclusive: draw disjoint masks, see :func:`sdd_jax.dropout_samples`.
-      where: boolean, broadcast to the logits; classes that are False are ignored.
+      where: boolean, broadcast to the logits; what is False is ignored. ``[K]`` selects classes, and
+        ``[B, ..., 1]`` locations: at the others the loss is zero, and so is the gradient with respect to
+        the logits, whatever these are.
+      divergence: of two logits, to be multiplied by T^2: :func:`sdd_jax.symmetric_kl` for softmax heads,
+        :func:`sdd_jax.symmetric_bernoulli_kl` for sigmoids, :func:`sdd_jax.squared_error` for regression
+        and embeddings, or another function with the same arguments.
 
     Returns:
-      Per-example loss ``[B, ...]`` in nats.
+      Loss ``[B, ...]`` in nats, one per example or, if its features have locations, per location. See
+      :func:`sdd_jax.sum_and_count` for the mean where some are padding.
 
     Raises:
       ValueError: rate outside [0, 1), temperature not positive, fewer than two masks, an unknown
@@ -62,10 +77,16 @@ def sd_dropout_loss(
       section 3.
     """
     logits = dropped_logits(
-        features, head_fn, key, rate=rate, num_samples=num_samples, exclusive=exclusive
+        features,
+        head_fn,
+        key,
+        rate=rate,
+        num_samples=num_samples,
+        broadcast_dims=broadcast_dims,
+        exclusive=exclusive,
     )
     return sd_dropout_loss_from_logits(
-        logits, temperature=temperature, gradient=gradient, where=where
+        logits, temperature=temperature, gradient=gradient, where=where, divergence=divergence
     )
 
 
@@ -75,6 +96,7 @@ def sd_dropout_loss_from_logits(
     temperature: float | jax.Array = 3.0,
     gradient: str = "both",
     where: jax.Array | None = None,
+    divergence: Divergence = symmetric_kl,
 ) -> jax.Array:
     r"""Computes the SD-Dropout loss from the logits of dropped features.
 
@@ -89,7 +111,8 @@ def sd_dropout_loss_from_logits(
       logits: n >= 2 arrays ``[..., K]``, one for each mask.
       temperature: T > 0.
       gradient: "both", "forward" or "reverse", see :func:`sdd_jax.symmetric_kl`.
-      where: boolean, broadcast to the logits; classes that are False are ignored.
+      where: boolean, broadcast to the logits; what is False is ignored.
+      divergence: of a pair of logits, see :func:`sdd_jax.sd_dropout_loss`.
 
     Returns:
       Per-example loss ``[...]`` in nats.
@@ -109,10 +132,12 @@ def sd_dropout_loss_from_logits(
       Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022,
       section 3.
     """
-    divergence = pairwise_symmetric_kl(
-        logits, temperature=temperature, gradient=gradient, where=where
-    )
-    return temperature**2 * divergence
+    options = {"temperature": temperature, "gradient": gradient, "where": where}
+    if divergence is symmetric_kl:  # whose mean over pairs takes no loop over pairs
+        mean = pairwise_symmetric_kl(logits, **options)
+    else:
+        mean = _mean_over_pairs(partial(divergence, **options), logits)
+    return temperature**2 * mean
 
 
 def sd_dropout_clean_student_loss(
@@ -123,6 +148,7 @@ def sd_dropout_clean_student_loss(
     rate: Rate = 0.5,
     temperature: float | jax.Array = 3.0,
     gradient: str = "both",
+    broadcast_dims: Sequence[int] = (),
     where: jax.Array | None = None,
 ) -> jax.Array:
     r"""Computes the authors' one-mask variant, where the dropped posterior teaches the clean one.
@@ -137,7 +163,8 @@ def sd_dropout_clean_student_loss(
       rate: dropout rate in [0, 1), or ``(low, high)``.
       temperature: T > 0.
       gradient: "forward" stops the gradient at the dropped posterior, "reverse" at the clean one.
-      where: boolean, broadcast to the logits; classes that are False are ignored.
+      broadcast_dims: dimensions of the features along which a mask is shared.
+      where: boolean, broadcast to the logits; what is False is ignored.
 
     Returns:
       Per-example loss ``[B, ...]`` in nats.
@@ -152,7 +179,8 @@ def sd_dropout_clean_student_loss(
       >>> sdd_jax.sd_dropout_clean_student_loss(features, head_fn, jax.random.key(0)).shape
       (4,)
     """
-    teacher = logits_of_head(head_fn, dropout(key, features, rate=rate))
+    dropped = dropout(key, features, rate=rate, broadcast_dims=broadcast_dims)
+    teacher = logits_of_head(head_fn, dropped)
     # Not stacked: XLA shares these with the cross-entropy's logits.
     student = logits_of_head(head_fn, features)
     divergence = kl_divergence(
@@ -168,6 +196,7 @@ def dropped_logits(
     *,
     rate: Rate = 0.5,
     num_samples: int = 2,
+    broadcast_dims: Sequence[int] = (),
     exclusive: bool = False,
 ) -> list[jax.Array]:
     """Computes the head's logits for several dropout masks on the features, in one call of the head.
@@ -178,6 +207,7 @@ def dropped_logits(
       key: a PRNG key, or one key per example.
       rate: dropout rate in [0, 1), or ``(low, high)``.
       num_samples: number of masks.
+      broadcast_dims: dimensions of the features along which a mask is shared.
       exclusive: draw disjoint masks.
 
     Returns:
@@ -195,7 +225,12 @@ def dropped_logits(
       [(4, 3), (4, 3)]
     """
     dropped = dropout_samples(
-        key, features, rate=rate, num_samples=num_samples, exclusive=exclusive
+        key,
+        features,
+        rate=rate,
+        num_samples=num_samples,
+        broadcast_dims=broadcast_dims,
+        exclusive=exclusive,
     )
     return head_of_each(head_fn, dropped)
 
@@ -234,3 +269,11 @@ def head_of_each(head_fn: HeadFn, samples: Sequence[jax.Array]) -> list[jax.Arra
     logits = logits_of_head(head_fn, stacked)
     logits = logits.reshape(batch, count, *logits.shape[1:])
     return [logits[:, s] for s in range(count)]
+
+
+def _mean_over_pairs(divergence: Divergence, logits: Sequence[jax.Array]) -> jax.Array:
+    check_samples(logits)
+    if len(logits) == 2:
+        return divergence(*logits)
+    first, second = zip(*itertools.combinations(logits, 2), strict=True)
+    return jnp.mean(jax.vmap(divergence)(jnp.stack(first), jnp.stack(second)), axis=0)

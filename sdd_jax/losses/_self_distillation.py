@@ -296,13 +296,15 @@ def r_drop_loss(
 
     Half of :func:`sdd_jax.symmetric_kl`. No factor :math:`T^2`, and no stopped gradient. Codebases
     differ: the authors' code for ViT does not halve the two divergences, and sums them over the batch
-    where its cross-entropies are means. Scale the weight accordingly.
+    where its cross-entropies are means. Scale the weight accordingly. For other heads, take half of
+    :func:`sdd_jax.symmetric_bernoulli_kl` or :func:`sdd_jax.squared_error`.
 
     Args:
       logits_1: ``[..., K]``, of the first pass.
       logits_2: ``[..., K]``, of the second, for the same inputs.
       temperature: T > 0.
-      where: boolean, broadcast to the logits; classes that are False are ignored.
+      where: boolean, broadcast to the logits; classes that are False are ignored. ``mask[..., None]``
+        ignores the padding of sequences: its loss and gradients are zero.
 
     Returns:
       Per-example loss ``[...]`` in nats.

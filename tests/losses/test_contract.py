@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from scipy.special import entr, log_softmax, rel_entr, softmax
+from scipy.special import entr, expit, log_softmax, rel_entr, softmax
 
 from sdd_jax import losses
 
@@ -53,6 +53,8 @@ MUTUAL = {"ddgsd": losses.ddgsd_loss, "dml": losses.dml_loss}
 WITH_GRADIENT = {
     "kl_divergence": losses.kl_divergence,
     "symmetric_kl": losses.symmetric_kl,
+    "symmetric_bernoulli_kl": losses.symmetric_bernoulli_kl,
+    "squared_error": losses.squared_error,
     "pairwise_symmetric_kl": lambda a, b, **o: losses.pairwise_symmetric_kl([a, b, 2 * a], **o),
     "sd_dropout_from_logits": lambda a, b, **o: losses.sd_dropout_loss_from_logits([a, b], **o),
 }
@@ -134,6 +136,11 @@ def mutual(default):
     return lambda temperature=default: temperature**2 * both(A, B, temperature)
 
 
+def bernoulli(temperature=1.0):
+    p, q = (np.stack([expit(z / temperature), expit(-z / temperature)], -1) for z in (A, B))
+    return (rel_entr(p, q) + rel_entr(q, p)).sum(axis=(-1, -2))
+
+
 EQUATIONS = {  # with the default of each option
     "cross_entropy": lambda: mixed(0, 0),
     "linear_cross_entropy": lambda: mixed(0, 0),
@@ -144,6 +151,8 @@ EQUATIONS = {  # with the default of each option
     "entropy": lambda: entr(softmax(A, axis=-1)).sum(axis=-1),
     "kl_divergence": lambda temperature=1.0: kl(A, B, temperature),
     "symmetric_kl": lambda temperature=1.0: both(A, B, temperature),
+    "symmetric_bernoulli_kl": bernoulli,
+    "squared_error": lambda temperature=1.0: (((A - B) / temperature) ** 2).sum(axis=-1),
     "pairwise_symmetric_kl": lambda temperature=1.0: np.mean(
         [both(u, v, temperature) for u, v in itertools.combinations([A, B, 2 * A], 2)], axis=0
     ),
@@ -257,11 +266,12 @@ def test_value_and_gradients_are_finite_at_extreme_logits(name):
 
 
 # A smoothed or virtual target has mass on every class: excluding one makes those losses infinite.
+# The outputs of a regression are no classes.
 @pytest.mark.parametrize(
     "name",
     [
         *("cross_entropy", "generalised_cross_entropy", "ps_kd", "entropy"),
-        *(*losses.DIVERGENCES, *PAIRED, *DROPPED),
+        *(*losses.DIVERGENCES, *(name for name in PAIRED if name != "squared_error"), *DROPPED),
     ],
 )
 def test_logits_of_minus_infinity_equal_classes_that_are_removed(name):
@@ -279,6 +289,25 @@ def test_classes_that_are_ignored_equal_classes_that_are_removed(name):
     for filler in (0.0, 50.0, -np.inf, np.inf, np.nan):
         a, b = float32(np.where(keep, A, filler), np.where(keep, B, -filler))
         assert_all_close(*results(a, b))
+
+
+# One for each way to ignore something.
+@pytest.mark.parametrize(
+    "name", ["r_drop", "pairwise_symmetric_kl", "symmetric_bernoulli_kl", "squared_error"]
+)
+def test_locations_that_are_ignored_have_no_loss_and_no_gradient(name):
+    """Whatever their logits are, so that padding needs no clean-up."""
+    valid = np.array([[True], [False], [True], [True], [False], [True]])
+
+    def loss_and_gradients(a, b):
+        values, pullback = jax.vjp(lambda a, b: call(name, a, b, where=jnp.asarray(valid)), a, b)
+        return values[:, None], *pullback(jnp.ones(6))
+
+    loss_and_gradients = jax.jit(loss_and_gradients)
+    expected = [np.where(valid, x, 0) for x in loss_and_gradients(*float32(A, B))]
+    for filler in (np.inf, np.nan):
+        a, b = float32(np.where(valid, A, filler), np.where(valid, B, -filler))
+        assert_all_close(loss_and_gradients(a, b), expected)
 
 
 # --------------------------------------------------------------------------- errors
