@@ -1,6 +1,7 @@
 """The command lines ``train``, ``eval`` and ``compile``: flags, help, and failures in one line."""
 
 import contextlib
+import faulthandler
 import io
 import json
 import logging
@@ -16,10 +17,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from sdd_jax import cards
+from sdd_jax import cards, supervisor
 from sdd_jax.devices import (
     enable_compilation_cache,
     join_cluster,
+    leave_cluster,
     let_cpu_collectives_wait,
     start_backend,
 )
@@ -203,6 +205,8 @@ def _prepare_process() -> None:
     os.close(number)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
+    if supervisor.is_supervised():
+        supervisor.take_standard_error()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -224,18 +228,35 @@ def _define_distributed() -> None:
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; outside a cluster.")
     flags.DEFINE_integer("num_processes", None, "Number of processes; outside a cluster.")
     flags.DEFINE_integer("process_id", None, "This process, from 0; outside a cluster.")
+    flags.DEFINE_integer(
+        "cluster_timeout",
+        300,
+        "Seconds to wait for the other processes at the start.",
+        lower_bound=1,
+    )
 
 
 def _join_cluster() -> None:
     if CLUSTER[0] not in flags.FLAGS:
         return
     given = {name: flags.FLAGS[name].value for name in CLUSTER}
+    timeout = flags.FLAGS.cluster_timeout
     joining = flags.FLAGS.distributed or given["coordinator_address"]
     for name, value in given.items():
         if value is not None and not joining:
             raise InputError("needs --distributed or --coordinator_address", field=f"--{name}")
-    if joining:
-        join_cluster(**given)
+    if not joining:
+        return
+    if hasattr(os, "fork") and not supervisor.is_supervised():
+        sys.exit(
+            supervisor.supervise(
+                f"the processes of the job have not found each other within {timeout} s; start the same "
+                "command on every host, with an address of process 0 that all of them reach"
+            )
+        )
+    join_cluster(**given, timeout=timeout)
+    if supervisor.is_supervised():
+        supervisor.report("joined")
 
 
 def _show_help(
@@ -309,6 +330,8 @@ def _run(main: Callable[[], None]) -> None:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         _show_warnings()
         sys.unraisablehook = _print_unless_late_write
+        if supervisor.is_supervised():
+            faulthandler.enable(2)  # absl enables it for sys.stderr
         import jax
 
         from sdd_jax.train import Interrupted
@@ -321,7 +344,9 @@ def _run(main: Callable[[], None]) -> None:
             _fail(error.status, error)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+                if jax.process_count() == 1:
+                    raise
+                _fail(1, f"{supervisor.LOST}. {error}")
             _fail(1, f"out of memory; use a smaller batch or network: {error}")
         except MemoryError as error:
             _fail(1, f"out of host memory; use smaller data, batches or networks. {error}")
@@ -375,4 +400,8 @@ def _fail(status: int, error: object) -> NoReturn:
         sys.stdout.flush()
     except OSError:  # otherwise the interpreter reports it again at exit and overrides our status
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if supervisor.is_supervised():
+        supervisor.report(f"failed {status}")
+        leave_cluster()
+        os._exit(status)
     sys.exit(status)

@@ -185,7 +185,8 @@ def compile_for(config: ConfigDict, topology: Topology, *, data: str = "") -> Re
             config.batch_size = batch_size
             return _compile(config, topology)
 
-        report, too_large = largest_batch(attempt, config.batch_size, len(topology.devices))
+        multiple = len(topology.devices) * config.accumulate
+        report, too_large = largest_batch(attempt, config.batch_size, multiple)
     return dataclasses.replace(report, does_not_fit=tuple(too_large))
 
 
@@ -255,7 +256,7 @@ def _teacher(config: ConfigDict) -> Iterator[ConfigDict]:
     teacher.objective = ConfigDict(objectives.objectives.options("cross_entropy"))
     with tempfile.TemporaryDirectory() as folder, open_workdir(folder) as workdir:
         experiment = _load(teacher)
-        configs.record(workdir, experiment.config, experiment.facts(), first_process=True)
+        configs.record(workdir, experiment.config, experiment.facts())
         checkpoints = Checkpoints(workdir)
         checkpoints.save(0, experiment.create_state())
         checkpoints.close()
@@ -280,12 +281,6 @@ def _compile(config: ConfigDict, topology: Topology) -> Report:
       DoesNotFit: the compiler finds that a chip has too little memory.
     """
     devices = topology.devices
-    require(
-        config.batch_size % len(devices) == 0,
-        "config.batch_size",
-        config.batch_size,
-        f"a multiple of the {len(devices)} chips of {topology.name}",
-    )
     with compiling_for(devices):
         experiment = _load(config)
         arguments = abstract_arguments(experiment, len(devices))

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from sdd_jax import data, options, plugins
 from sdd_jax.data.engines import engines
+from sdd_jax.devices import Parallel
 from sdd_jax.errors import InputError, require, within
 from sdd_jax.evaluation.checks import checks, default_options
 from sdd_jax.models import models
@@ -44,6 +45,9 @@ class Run:
       checkpoint_every: interval between checkpoints.
       keep_checkpoints: number of latest checkpoints; with a validation split, the best is also kept.
       steps_per_call: training steps per dispatch; 0: the engine's default.
+      accumulate: parts of a device's share of the batch that are computed one after another, which saves
+        memory; batch norm takes the statistics of one part.
+      parallel: how a step is mapped over the devices: "pmap", or "shard_map" under jit.
     """
 
     seed: Count = 0
@@ -58,6 +62,8 @@ class Run:
     checkpoint_every: str = "1 epochs"
     keep_checkpoints: Size = 3
     steps_per_call: Annotated[int, Interval(ge=0, le=100_000)] = 0
+    accumulate: Size = 1
+    parallel: Parallel = "pmap"
 
 
 def _augmentation(*, pad: Count = 0, flip: bool = False) -> None:
@@ -103,6 +109,7 @@ OPERATIONAL = (
     "keep_checkpoints",
     "engine",
     "steps_per_call",
+    "parallel",
     "eval",
 )
 
@@ -187,17 +194,17 @@ def record(
     config: ConfigDict,
     facts: Mapping[str, Mapping[str, Any]],
     *,
-    first_process: bool,
     check_longer: Callable[[str], None] | None = None,
 ) -> None:
     """Records a new run, or checks that the run in the workdir is the same one, perhaps to be longer.
+
+    One host of a run calls it.
 
     Args:
       workdir: folder of the run.
       config: the complete config.
       facts: ``{section: values}``, what the run depends on beside its config, such as its data. A
         section that the record lacks (of an earlier version) is not compared.
-      first_process: whether this process writes.
       check_longer: takes the recorded duration where it is another; raises an InputError if the run
         cannot go on to that of ``config``, which is then recorded. None: never.
 
@@ -213,8 +220,7 @@ def record(
                 "put it back, or choose another workdir",
                 field="--workdir",
             )
-        if first_process:
-            write_config(workdir, config, facts)
+        write_config(workdir, config, facts)
         return
     recorded = read_record(workdir)
     theirs = recorded["config"]
@@ -229,8 +235,7 @@ def record(
     _refuse(workdir, "data set or setting of JAX", differing(facts, known))
     if check_longer is not None and former != config.duration:
         check_longer(former)
-        if first_process:
-            replace_duration(workdir, config.duration)
+        replace_duration(workdir, config.duration)
 
 
 def _check_imports(workdir: pathlib.Path, config: ConfigDict, theirs: ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """Devices and hosts: the mapped axis, the layout of state and batches, XLA's settings.
 
-One mapped axis, ``AXIS``, spans all devices of all hosts. State is replicated. A batch is sharded in
-order and in equal shares; each host supplies the shares of its own devices.
+One axis, ``AXIS``, spans all devices of all hosts. State is replicated. A batch is sharded in order and
+in equal shares; each host supplies the shares of its own devices.
 """
 
 import contextlib
@@ -12,12 +12,13 @@ import pathlib
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import host_local_array_to_global_array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdd_jax.errors import InputError, require
@@ -25,6 +26,7 @@ from sdd_jax.paths import is_remote
 
 AXIS = "batch"
 CACHE_FOLDER = ".jax_cache"
+Parallel = Literal["pmap", "shard_map"]
 
 _logger = logging.getLogger(__name__)
 _target: contextvars.ContextVar[tuple[Any, ...] | None] = contextvars.ContextVar(
@@ -48,15 +50,78 @@ def platform() -> str:
     return jax.default_backend() if target is None else target[0].platform
 
 
-def mapped(function: Callable, **options: Any) -> Any:
-    """``jax.pmap`` over ``AXIS`` and the devices that programs are built for."""
-    return jax.pmap(function, axis_name=AXIS, devices=_target.get(), **options)
+def mapped(
+    function: Callable,
+    *,
+    in_axes: Sequence[Literal[0] | None],
+    parallel: Parallel = "pmap",
+    donate_argnums: int | Sequence[int] = (),
+) -> Any:
+    """Compiles a function of one device's share for the devices that programs are built for.
+
+    Args:
+      function: its results must be the same on every device: it reduces over ``AXIS`` by collectives.
+      in_axes: one for each argument. 0: arrays ``[local devices, ...]``, a slice for each device; None:
+        replicated arrays.
+      parallel: the transformation: "pmap", or "shard_map" over the mesh of all devices, under jit.
+      donate_argnums: arguments whose memory the results may take.
+
+    Returns:
+      A function with a method ``lower``; its results are replicated.
+    """
+    if parallel == "pmap":
+        return jax.pmap(
+            function,
+            axis_name=AXIS,
+            in_axes=tuple(in_axes),
+            out_axes=None,
+            devices=_target.get(),
+            donate_argnums=donate_argnums,
+        )
+    mesh = all_devices()
+    specs = tuple(PartitionSpec() if axis is None else PartitionSpec(AXIS) for axis in in_axes)
+
+    def on_device(*arguments):
+        shares = (
+            argument if axis is None else jax.tree.map(lambda x: x[0], argument)
+            for argument, axis in zip(arguments, in_axes, strict=True)
+        )
+        return function(*shares)
+
+    # check_vma would sum the gradients of replicated parameters over the devices, which the function
+    # does itself, as it has to under pmap.
+    on_mesh = jax.jit(
+        jax.shard_map(
+            on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+        ),
+        donate_argnums=donate_argnums,
+    )
+
+    def call(*arguments):
+        pairs = zip(arguments, specs, strict=True)
+        return on_mesh(*(host_local_array_to_global_array(x, mesh, spec) for x, spec in pairs))
+
+    call.lower = on_mesh.lower  # pyrefly: ignore[missing-attribute]
+    return call
+
+
+def all_devices() -> Mesh:
+    """The devices that programs are built for, along ``AXIS``."""
+    return Mesh(np.array(_target.get() or jax.devices()), (AXIS,))
 
 
 def replicate(tree: Any) -> Any:
-    """Copies host arrays to every local device, in the layout that mapped functions use for state."""
-    copy = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None), out_axes=None)
-    return copy(jnp.arange(jax.local_device_count()), tree)
+    """Puts host arrays, or arrays replicated over this host's devices, on every device of the job.
+
+    The result may share memory with its argument, which is gone once the result is donated.
+    """
+    return host_local_array_to_global_array(tree, all_devices(), PartitionSpec())
+
+
+def shard(examples: np.ndarray) -> jax.Array:
+    """Copies this host's examples ``[local devices * b, ...]`` to its devices, of all ``[B, ...]``."""
+    sharding = NamedSharding(all_devices(), PartitionSpec(AXIS))
+    return jax.make_array_from_process_local_data(sharding, examples)
 
 
 def to_devices(shares: Any) -> Any:
@@ -77,7 +142,11 @@ def local_indices(batch_size: int) -> np.ndarray:
 
 
 def join_cluster(
-    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    timeout: int = 300,
 ) -> None:
     """Joins the processes of several hosts; call it before :func:`start_backend`.
 
@@ -85,6 +154,7 @@ def join_cluster(
       coordinator_address: HOST:PORT of process 0; None if the cluster's environment tells it.
       num_processes: number of processes, likewise.
       process_id: index of this process, from 0, likewise.
+      timeout: seconds to wait for the others; then the runtime aborts this process.
 
     Raises:
       InputError: an argument is out of range, or missing and there is no cluster that tells it.
@@ -96,13 +166,26 @@ def join_cluster(
     in_range = process_id is None or 0 <= process_id < (num_processes or process_id + 1)
     require(in_range, process, process_id, f"in [0, {num_processes or 'the number of processes'})")
     try:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=min(timeout, 100),
+        )
     except ValueError as error:
         raise InputError(
             f"this is no cluster that JAX knows (Slurm, Open MPI, Kubernetes, TPU pods), so it needs "
             f"{address}=HOST:PORT, {count} and {process}: {error}",
             field="--distributed",
         ) from error
+
+
+def leave_cluster() -> None:
+    """Tells the other processes that this one ends; does not wait long for those that go on."""
+    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(10)
 
 
 def start_backend() -> None:

@@ -16,7 +16,7 @@ from sdd_jax import data, models, objectives
 from sdd_jax.config import complete, complete_record, is_operational
 from sdd_jax.data import images
 from sdd_jax.data.engines import Engine, engines
-from sdd_jax.devices import AXIS
+from sdd_jax.devices import AXIS, all_devices
 from sdd_jax.dropout import exclusive_masks_fit
 from sdd_jax.errors import InputError, require, within
 from sdd_jax.evaluation import EvaluationSetup
@@ -265,11 +265,19 @@ def _check_fields(config: ConfigDict) -> None:
             f"{term.num_samples} * (1 - {lowest})",
             field="config.sd_dropout.exclusive",
         )
+    devices = all_devices().size
     require(
-        config.batch_size % jax.device_count() == 0,
+        config.batch_size % devices == 0,
         "config.batch_size",
         config.batch_size,
-        f"a multiple of the {jax.device_count()} devices",
+        f"a multiple of the {devices} devices",
+    )
+    share = config.batch_size // devices
+    require(
+        share % config.accumulate == 0,
+        "config.accumulate",
+        config.accumulate,
+        f"a divisor of {share}, the examples of a device",
     )
 
 

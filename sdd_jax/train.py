@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from sdd_jax import config as configs
+from sdd_jax import hosts
 from sdd_jax.data.lazy_images import UndecodableImageError
 from sdd_jax.devices import AXIS, replicate
 from sdd_jax.errors import Failure, InputError, require, writing
@@ -29,6 +30,7 @@ from sdd_jax.runs import (
     Checkpoints,
     MetricsLog,
     SameRun,
+    differing,
     load_imports,
     open_workdir,
     read_metrics,
@@ -93,28 +95,41 @@ def train_and_evaluate(
       WriteError: the run cannot write, for example on a full disk; checkpoints are kept.
       Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
-    # Refuses a remote folder before the data are loaded.
-    given = local_path(workdir, field="--workdir")
-    config = configs.with_kept_imports(config, given, trusted=trust_imports)
-    if trust_imports and config.teacher:
-        load_imports(local_path(config.teacher, field="config.teacher"), field="config.teacher")
-    experiment = load_experiment(config)
-    writers.installed(experiment.config.log_to)
+    with hosts.together():
+        # Refuses a remote folder before the data are loaded.
+        given = local_path(workdir, field="--workdir")
+        config = configs.with_kept_imports(config, given, trusted=trust_imports)
+        if trust_imports and config.teacher:
+            load_imports(local_path(config.teacher, field="config.teacher"), field="config.teacher")
+        experiment = load_experiment(config)
+        writers.installed(experiment.config.log_to)
+        facts = experiment.facts()
+    _require_same_run({"config": experiment.config.to_dict(), **facts})
     with open_workdir(workdir) as folder:
-        first_process = jax.process_index() == 0
-        configs.record(
-            folder,
-            experiment.config,
-            experiment.facts(),
-            first_process=first_process,
-            check_longer=partial(check_longer, experiment, folder),
-        )
+        with hosts.together():
+            if hosts.first():
+                longer = partial(check_longer, experiment, folder)
+                configs.record(folder, experiment.config, facts, check_longer=longer)
         try:
             return _train(experiment, folder)
         except NonFiniteLossError as error:
             steps = Checkpoints(folder, read_only=True).steps()
             kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint yet"
             raise NonFiniteLossError(f"{error}; {kept}") from None
+
+
+def _require_same_run(ours: dict[str, Any]) -> None:
+    """Requires that all hosts have the same config and facts; the data may lie in different places."""
+    everyone = hosts.gather(ours)
+    for i, theirs in enumerate(everyone):
+        different = differing(
+            everyone[0],
+            theirs,
+            ignored=lambda field: field in ("config.dataset.data_dir", "config.dataset.cache_dir"),
+            where=("on process 0", f"on process {i}"),
+        )
+        if different:
+            raise InputError(f"all processes must train the same run; {'; '.join(different)}")
 
 
 def check_longer(experiment: Experiment, folder: pathlib.Path, former: str) -> None:
@@ -189,9 +204,9 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
 
     # ------------------------------------------------------------------- state, new or resumed
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
-    restored = checkpoints.restore(experiment.abstract_state)
+    restored = _restore_latest(checkpoints, experiment.abstract_state)
     start = 0 if restored is None else int(restored.step)
-    recorded = _logged_line(folder, start)
+    recorded = hosts.gather(_logged_line(folder, start))[0]
     if start >= total and "eval/accuracy" in recorded:
         return _finish(folder, start, recorded)
     state = replicate(experiment.create_state() if restored is None else restored)
@@ -229,7 +244,8 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
             try:
                 for split, prefix in _evaluations(experiment, step).items():
                     if f"{prefix}/accuracy" not in values:
-                        evaluator = Evaluator(experiment.setup, state.variables, split, stop.check)
+                        variables = replicate(state.variables)
+                        evaluator = Evaluator(experiment.setup, variables, split, stop.check)
                         summary = evaluator.summary()
                         _check_loss(summary["nll"], f"the loss on {split}", f"after step {step}")
                         values |= {f"{prefix}/{name}": value for name, value in summary.items()}
@@ -275,6 +291,17 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
     return _finish(folder, total, values)
 
 
+def _restore_latest(checkpoints: Checkpoints, like: TrainState) -> TrainState | None:
+    """The latest intact checkpoint; one host finds it, and sets damaged ones aside."""
+    with hosts.together():
+        restored = checkpoints.restore(like) if hosts.first() else None
+    step = hosts.gather(None if restored is None else int(restored.step))[0]
+    with hosts.together():
+        if step is not None and not hosts.first():
+            restored = checkpoints.restore(like, which=str(step))
+    return restored
+
+
 def augmented_images(experiment: Experiment, count: int = 64, columns: int = 8) -> np.ndarray:
     """The first training images as the network sees them, in a grid, uint8 ``[H, W, C]``.
 
@@ -308,9 +335,10 @@ def compile_run(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[
         seed=experiment.config.seed,
         steps_per_epoch=experiment.engine.steps_per_epoch,
         total_steps=experiment.total_steps,
+        accumulate=experiment.config.accumulate,
         axis_name=AXIS,
     )
-    return compile_train_call(step, experiment.engine.gather)
+    return compile_train_call(step, experiment.engine.gather, parallel=experiment.config.parallel)
 
 
 def _finish(folder: pathlib.Path, step: int, values: dict[str, float]) -> dict[str, float]:

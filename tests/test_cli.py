@@ -120,9 +120,11 @@ def test_four_devices_match_the_early_losses_and_final_accuracy_of_one(root, def
     assert abs(one[-1]["eval/accuracy"] - four[-1]["eval/accuracy"]) <= 0.01
 
 
-@pytest.mark.parametrize("engine", ["resident", "streamed"])
+@pytest.mark.parametrize(
+    ("engine", "parallel"), [("resident", "pmap"), ("streamed", "pmap"), ("resident", "shard_map")]
+)
 def test_two_processes_of_two_devices_match_one_process_and_stop_together(
-    root, default_run, tmp_path, engine
+    root, default_run, tmp_path, engine, parallel
 ):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -130,6 +132,7 @@ def test_two_processes_of_two_devices_match_one_process_and_stop_together(
     options = [
         f"--workdir={tmp_path}",
         f"--config.engine={{'name': '{engine}'}}",
+        f"--config.parallel={parallel}",
         "--config.eval_every=50 steps",
         "--config.checkpoint_every=50 steps",
         f"--coordinator_address=127.0.0.1:{port}",

@@ -84,7 +84,7 @@ def test_the_collectives_of_a_real_program_are_found():
     def f(x):
         return jax.lax.psum(x, "batch"), jax.lax.all_gather(x, "batch")
 
-    text = mapped(f).lower(np.zeros((4, 6), np.float32)).compile().as_text()
+    text = mapped(f, in_axes=(0,)).lower(np.zeros((4, 6), np.float32)).compile().as_text()
     assert hlo.collectives(text)["all-reduce"] == {"count": 1, "bytes": 6 * 4}
     assert hlo.collectives(text)["all-gather"] == {"count": 1, "bytes": 4 * 6 * 4}
 
@@ -195,7 +195,7 @@ def test_a_student_needs_neither_the_images_nor_a_trained_teacher(tiny_config, c
     alone = compile_for(tiny_config, cpus, data=DIGITS)
     tiny_config.model.width = 32
     run = load_experiment(tiny_config)
-    record(tmp_path, run.config, run.facts(), first_process=True)
+    record(tmp_path, run.config, run.facts())
     tiny_config.model.width = 16
     tiny_config.objective = objectives.options("distill", divergence="brier")
     tiny_config.inputs = "perturbed"
@@ -234,7 +234,7 @@ def test_unknown_data_that_are_not_there_name_the_flag(tiny_config, cpus, tmp_pa
 def test_a_batch_that_the_chips_cannot_share_is_refused(tiny_config, cpus):
     tiny_config.batch_size = 90
     with pytest.raises(
-        InputError, match="config.batch_size: must be a multiple of the 4 chips of cpu:4, got 90"
+        InputError, match="config.batch_size: must be a multiple of the 4 devices, got 90"
     ):
         compile_for(tiny_config, cpus)
 
@@ -291,7 +291,7 @@ def test_a_card_is_compiled_for_tpus_and_one_bad_topology_fails_the_command(root
     done = subprocess.run([*command, "--topology=v5e:2x2,v5e:16x16"], **run)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: v5e:16x16: config.batch_size: must be a multiple of the 256 chips of v5e:16x16, got 64\n"
+        "error: v5e:16x16: config.batch_size: must be a multiple of the 256 devices, got 64\n"
     )
     result = json.loads((tmp_path / "out").read_text())
     assert result["v5e:16x16"].keys() == {"error"}

@@ -25,7 +25,7 @@ LAYERS = (  # top to bottom; a module may import from its own line and from thos
     ("objectives",),
     ("models", "data"),
     ("registry", "options", "plugins"),
-    ("prng", "devices", "paths", "cards", "extras", "overrides", "hlo"),
+    ("prng", "devices", "hosts", "supervisor", "paths", "cards", "extras", "overrides", "hlo"),
     ("errors",),
     ("losses", "mc_dropout"),
     ("dropout",),

@@ -123,7 +123,7 @@ def trained(config, folder, step):
     """Writes the record of a run and a checkpoint at a step."""
     experiment = experiments.load_experiment(config)
     folder.mkdir()
-    configs.record(folder, experiment.config, experiment.facts(), first_process=True)
+    configs.record(folder, experiment.config, experiment.facts())
     checkpoints = Checkpoints(folder)
     checkpoints.save(step, experiment.create_state())
     checkpoints.close()

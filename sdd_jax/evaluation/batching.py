@@ -1,4 +1,4 @@
-"""Functions of a network, compiled once and mapped over batches on all devices.
+"""Functions of a network, compiled once for batches that are sharded over all devices.
 
 A *program* is a function of one batch on the devices; :func:`stream` runs it over any number of
 examples. Batches are padded to one size and the results for the padding are discarded, so that every
@@ -8,7 +8,6 @@ example counts once on any number of devices.
 import collections
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,10 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sdd_jax.data.images import normalise
 from sdd_jax.data.lazy_images import LazyImages
-from sdd_jax.devices import AXIS, local_indices
+from sdd_jax.devices import AXIS, all_devices, local_indices, shard
 
 HostArray = np.ndarray | LazyImages
 
@@ -68,34 +68,27 @@ class Network:
 def compiled(
     function: Callable, network: Network, *, gather: bool = True, **static: Any
 ) -> Callable:
-    """Compiles ``function(network, variables, *shares, *scalars, **static)`` for all devices.
+    """Compiles ``function(network, variables, *batch, *scalars, **static)`` for all devices.
 
     The same function of the same network is compiled once per process, for all variables.
 
     Args:
-      function: function of the network, its variables, one device's arrays ``[b, ...]``, and scalars.
+      function: function of the network, its variables, arrays ``[B, ...]``, and scalars; the results of
+        an example depend on that example alone, so that each device computes its share.
       network: its first argument.
-      gather: return the results of all devices, ``[B, ...]``, on every host; otherwise leave them
-        sharded, for the next function of the program.
+      gather: copy the results to every device; otherwise leave them sharded, for the next function of
+        the program.
       **static: keyword arguments of the function, constants of the compilation.
 
     Returns:
       A function of the variables, a tuple of sharded arrays and a tuple of scalars.
     """
 
-    def mapped(replicated, shares):
-        variables, scalars, _ = replicated
-        results = function(network, variables, *shares, *scalars, **static)
-        return jax.lax.all_gather(results, AXIS, tiled=True) if gather else results
+    def call(variables, batch, scalars):
+        return function(network, variables, *batch, *scalars, **static)
 
-    on_devices = jax.pmap(mapped, axis_name=AXIS, in_axes=(None, 0), out_axes=None if gather else 0)
-
-    def call(variables, shares, scalars):
-        # If the arguments hold as many arrays as there are arguments, pmap treats each argument as one
-        # array, which is wrong if one of them is empty. The zero adds an array.
-        return on_devices((variables, scalars, np.int32(0)), shares)
-
-    return call
+    layout = PartitionSpec() if gather else PartitionSpec(AXIS)
+    return jax.jit(call, out_shardings=NamedSharding(all_devices(), layout))
 
 
 def stream(
@@ -107,8 +100,8 @@ def stream(
     """Runs ``program`` over all examples, batch by batch.
 
     Args:
-      program: function from a share of each array, ``[local devices, b, ...]``, to a tree of gathered
-        arrays ``[batch_size, ...]``.
+      program: function from a batch of each array, ``[batch_size, ...]`` on the devices, to a tree of
+        gathered arrays ``[batch_size, ...]``.
       batch_size: a multiple of the number of devices.
       *arrays: host arrays ``[N, ...]``, N at least 1; they may be memory-mapped or decoded on demand.
       before_batch: called before each batch; an exception it raises ends the stream.
@@ -126,15 +119,14 @@ def _in_order(program, batch_size, arrays, before_batch) -> Iterator[Any]:
     for start in range(0, len(arrays[0]), batch_size):
         before_batch()
         part = slice(start + indices[0, 0], start + indices[-1, -1] + 1)
-        pending.append(program(*(_by_device(array[part], indices.shape) for array in arrays)))
+        pending.append(program(*(shard(_padded(array[part], indices.size)) for array in arrays)))
         if len(pending) == IN_FLIGHT:
             yield jax.device_get(pending.popleft())
     while pending:
         yield jax.device_get(pending.popleft())
 
 
-def _by_device(part: HostArray, shape: tuple[int, ...]) -> np.ndarray:
-    """Pads the examples that this host reads and divides them over its devices: ``[*shape, ...]``."""
+def _padded(part: HostArray, count: int) -> np.ndarray:
+    """The examples that this host reads, with zeros added: ``[count, ...]``."""
     examples = np.asarray(part)
-    padding = [(0, math.prod(shape) - len(examples))] + [(0, 0)] * (examples.ndim - 1)
-    return np.pad(examples, padding).reshape(*shape, *examples.shape[1:])
+    return np.pad(examples, [(0, count - len(examples))] + [(0, 0)] * (examples.ndim - 1))

@@ -265,7 +265,17 @@ class Checkpoints:
     def _arrays(self, step: int) -> dict[str, np.ndarray]:
         """The saved arrays by path, compared with their checksums."""
         checksums = self._record(step)["checksums"]
-        checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        process = jax.process_index()
+        # By default Orbax makes all processes wait for each other, who may read different checkpoints.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=f"process_{process}",
+        )
+        checkpointer = ocp.Checkpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            multiprocessing_options=alone,
+        )
         tree = checkpointer.restore(
             self._directory / str(step) / "state", args=ocp.args.StandardRestore()
         )

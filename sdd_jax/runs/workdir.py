@@ -11,14 +11,15 @@ import os
 import pathlib
 import platform
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from sdd_jax import plugins
-from sdd_jax.errors import InputError, WriteError, within
+from sdd_jax import hosts, plugins
+from sdd_jax.errors import InputError, WriteError, require, within
 from sdd_jax.paths import local_path
 from sdd_jax.runs import imports
 from sdd_jax.runs.files import locked, write_text
@@ -33,8 +34,19 @@ def open_workdir(path: str) -> Iterator[pathlib.Path]:
     """Creates the folder if necessary and locks it for this run.
 
     Raises:
-      InputError: the folder is remote or not writable, or another process trains in it.
+      InputError: the folder is remote or not writable, another process trains in it, or the hosts of
+        this run do not share it.
     """
+    with contextlib.ExitStack() as stack:
+        with hosts.together():
+            workdir = _created(path)
+            if hosts.first():
+                stack.enter_context(_lock(workdir))
+        _require_shared(workdir)
+        yield workdir
+
+
+def _created(path: str) -> pathlib.Path:
     workdir = local_path(path, field="--workdir").absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -44,22 +56,37 @@ def open_workdir(path: str) -> Iterator[pathlib.Path]:
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"must be writable, got {path!r} ({reason})", field="--workdir") from error
-    with _lock(workdir):
-        yield workdir
+    return workdir
 
 
 @contextlib.contextmanager
 def _lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of the workdir, on the first host of a run only."""
+    """Holds the lock of the workdir."""
     with contextlib.ExitStack() as stack:
         try:
-            if jax.process_index() == 0:
-                stack.enter_context(locked(workdir / "lock", wait=False))
+            stack.enter_context(locked(workdir / "lock", wait=False))
         except BlockingIOError as error:
             raise InputError(
                 f"must not be in use, another process trains in {workdir}", field="--workdir"
             ) from error
         yield
+
+
+def _require_shared(workdir: pathlib.Path) -> None:
+    """Requires that all hosts see a file of the first one."""
+    if jax.process_count() == 1:
+        return
+    mark = workdir / f".shared-{hosts.gather(uuid.uuid4().hex)[0]}"
+    with hosts.together():
+        if hosts.first():
+            mark.touch()
+    try:
+        with hosts.together():
+            shared = mark.exists()
+            require(shared, "--workdir", str(workdir), "one folder that all hosts of the run share")
+    finally:
+        if hosts.first():
+            mark.unlink()
 
 
 class SameRun:
@@ -194,6 +221,7 @@ def differing(
     theirs: Mapping[str, Any],
     *,
     ignored: Callable[[str], bool] = lambda field: False,
+    where: tuple[str, str] = ("now", "in the workdir"),
 ) -> list[str]:
     """Differences between two records: "SECTION.FIELD: A now, B in the workdir".
 
@@ -201,10 +229,11 @@ def differing(
       ours: ``{section: values}`` now; values may be nested.
       theirs: the recorded sections.
       ignored: whether a field, as in "SECTION.FIELD", may differ.
+      where: what the messages call the two.
     """
     a, b = _flat(ours), _flat(theirs)
     return [
-        f"{field}: {a.get(field)!r} now, {b.get(field)!r} in the workdir"
+        f"{field}: {a.get(field)!r} {where[0]}, {b.get(field)!r} {where[1]}"
         for field in sorted(a.keys() | b.keys())
         if a.get(field) != b.get(field) and not ignored(field)
     ]

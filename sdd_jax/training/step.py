@@ -11,7 +11,7 @@ import optax
 
 from sdd_jax import losses
 from sdd_jax.data.engines import RawBatch
-from sdd_jax.devices import mapped, platform
+from sdd_jax.devices import Parallel, mapped, platform
 from sdd_jax.objectives import Batch, Clock, Objective, Output, View
 from sdd_jax.prng import example_keys
 from sdd_jax.training.optimizers import Optimizer
@@ -30,6 +30,7 @@ def train_step(
     seed: int,
     steps_per_epoch: int = 1,
     total_steps: int = 1,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Computes the gradients of one batch and updates the state.
@@ -45,6 +46,9 @@ def train_step(
       seed: the root of all randomness.
       steps_per_epoch: number of steps per epoch, for objectives that depend on the clock.
       total_steps: number of steps of the run, likewise.
+      accumulate: number of equal parts of ``raw`` that are computed one after another. Gradients and
+        running statistics are means over the parts: those of the whole batch, except that batch norm,
+        and a loss between examples, see one part at a time.
       axis_name: the mapped axis over which gradients and metrics are averaged; None for one device.
 
     Returns:
@@ -52,29 +56,35 @@ def train_step(
       of the predictions, and the objective's own.
     """
 
-    def keys(stream: str) -> jax.Array:
-        return example_keys(seed, stream, state.step, raw.position)
+    def gradients(raw: RawBatch) -> tuple[tuple[Any, Any, dict[str, jax.Array]], Any]:
+        """Means over the examples of ``raw``, and what the memory remembers of each."""
 
-    batch = Batch(
-        views=tuple(prepare(keys(f"augment{v}"), images) for v, images in enumerate(raw.views)),
-        labels=raw.labels,
-        index=raw.index,
-        position=raw.position,
-        clock=Clock(state.step, steps_per_epoch, total_steps),
-        constants=constants,
-        memory=state.memory,
-        axis_name=axis_name,
-    )
+        def keys(stream: str) -> jax.Array:
+            return example_keys(seed, stream, state.step, raw.position)
 
-    def loss_fn(trainable):
-        forward = _Forward(model, objective.auxiliary, trainable, state, keys)
-        output = objective.loss(forward, batch, keys)
-        metrics = _metrics(output, batch.labels, with_accuracy=objective.uses_labels)
-        loss = sum(term.weight * jnp.mean(term.values) for term in output.terms.values())
-        stats = (output.batch_stats, output.auxiliary_stats)
-        return loss, (stats, output.remember, {"loss": loss, **metrics})
+        batch = Batch(
+            views=tuple(prepare(keys(f"augment{v}"), images) for v, images in enumerate(raw.views)),
+            labels=raw.labels,
+            index=raw.index,
+            position=raw.position,
+            clock=Clock(state.step, steps_per_epoch, total_steps),
+            constants=constants,
+            memory=state.memory,
+            axis_name=axis_name,
+        )
 
-    grads, (stats, remember, metrics) = jax.grad(loss_fn, has_aux=True)(state.trainable)
+        def loss_fn(trainable):
+            forward = _Forward(model, objective.auxiliary, trainable, state, keys)
+            output = objective.loss(forward, batch, keys)
+            metrics = _metrics(output, batch.labels, with_accuracy=objective.uses_labels)
+            loss = sum(term.weight * jnp.mean(term.values) for term in output.terms.values())
+            stats = (output.batch_stats, output.auxiliary_stats)
+            return loss, (stats, output.remember, {"loss": loss, **metrics})
+
+        grads, (stats, remember, metrics) = jax.grad(loss_fn, has_aux=True)(state.trainable)
+        return (grads, stats, metrics), remember
+
+    (grads, stats, metrics), remember = _mean_of_parts(gradients, raw, accumulate)
     if axis_name is not None:
         # The devices hold equal shares, so the mean of means is the mean over the batch.
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
@@ -84,7 +94,7 @@ def train_step(
     if optimizer.ema:
         ema = optax.incremental_update(trainable["params"], ema, 1 - optimizer.ema)
     if objective.memory is not None:
-        written = jax.lax.stop_gradient((batch.index, batch.position, remember))
+        written = jax.lax.stop_gradient((raw.index, raw.position, remember))
         if axis_name is not None:
             written = jax.lax.all_gather(written, axis_name, tiled=True)
         memory = objective.memory.update(memory, *written)
@@ -98,6 +108,34 @@ def train_step(
         ema=ema,
     )
     return next_state, metrics
+
+
+def _mean_of_parts(function: Callable, raw: RawBatch, parts: int) -> Any:
+    """``(means, examples)`` of ``function`` from its results for equal parts of ``raw``, in order."""
+    if parts == 1:
+        return function(raw)
+
+    def add(total, part):
+        means, examples = function(part)
+        return jax.tree.map(jnp.add, total, means), examples
+
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), raw)
+    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, examples = _scan(add, zeros, split)
+    means = jax.tree.map(lambda x: x / parts, total)
+    return means, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), examples)
+
+
+def _scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """``jax.lax.scan``, but unrolled on CPU, where XLA is a hundred times slower at convolutions in it."""
+    if platform() != "cpu":
+        return jax.lax.scan(body, carry, xs)
+    ys = []
+    for i in range(jax.tree.leaves(xs)[0].shape[0]):
+        carry, y = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+        ys.append(y)
+    return carry, jax.tree.map(lambda *values: jnp.stack(values), *ys)
 
 
 def _metrics(output: Output, labels: jax.Array, *, with_accuracy: bool) -> dict[str, jax.Array]:
@@ -206,12 +244,14 @@ class _Forward:
 def compile_train_call(
     step: Callable[[TrainState, RawBatch, Any], tuple[TrainState, dict[str, jax.Array]]],
     gather: Callable[[Any, Any], RawBatch],
+    parallel: Parallel = "pmap",
 ) -> Callable[[TrainState, Any, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles several steps into one dispatch, mapped over the devices.
 
     Args:
       step: ``train_step`` with all but state, batch and constants bound; it averages over ``AXIS``.
       gather: the engine's ``gather``.
+      parallel: see :func:`sdd_jax.devices.mapped`.
 
     Returns:
       ``(state, inputs [devices, steps, ...], resident, constants) -> (state, metrics [steps])``. The
@@ -222,13 +262,6 @@ def compile_train_call(
         def one_step(state, inputs):
             return step(state, gather(resident, inputs), constants)
 
-        if platform() != "cpu":
-            return jax.lax.scan(one_step, state, inputs)
-        # XLA on CPU runs convolutions inside a loop about a hundred times slower: unroll there.
-        steps = []
-        for i in range(jax.tree.leaves(inputs)[0].shape[0]):
-            state, metrics = one_step(state, jax.tree.map(lambda x, i=i: x[i], inputs))
-            steps.append(metrics)
-        return state, jax.tree.map(lambda *values: jnp.stack(values), *steps)
+        return _scan(one_step, state, inputs)
 
-    return mapped(call, in_axes=(None, 0, None, None), out_axes=None, donate_argnums=0)
+    return mapped(call, in_axes=(None, 0, None, None), parallel=parallel, donate_argnums=0)

@@ -11,7 +11,7 @@ import pytest
 from sdd_jax import models, objectives
 from sdd_jax.data import images
 from sdd_jax.data.engines import RawBatch
-from sdd_jax.devices import AXIS
+from sdd_jax.devices import AXIS, mapped
 from sdd_jax.training import state as train_state
 from sdd_jax.training.optimizers import Optimizer
 from sdd_jax.training.step import train_step
@@ -27,7 +27,7 @@ def raw_batch(rows):
     return RawBatch(views, LABELS[rows], rows, np.arange(len(rows), dtype=np.int32))
 
 
-def trained(name, devices):
+def trained(name, devices, parallel="pmap"):
     """States and metrics of three steps, whose batches overlap by half."""
     axis_name = AXIS if devices > 1 else None
     options = {"name": "mlp", "width": 8, "depth": 2, "dropout_rate": 0.3}
@@ -58,17 +58,23 @@ def trained(name, devices):
         total_steps=6,
         axis_name=axis_name,
     )
-    mapped = jax.jit(step) if devices == 1 else jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:devices]
-    )  # fmt: skip
+    call = jax.jit(step) if devices == 1 else mapped(step, in_axes=(None, 0), parallel=parallel)
     results = []
     for start in (0, 4, 8):
         raw = raw_batch(range(start, start + 8))
         if devices > 1:
             raw = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), raw)
-        state, metrics = mapped(state, raw)
+        state, metrics = call(state, raw)
         results.append(jax.device_get((state, metrics)))
     return results
+
+
+# A memory that is gathered, a second network with batch norm, a loss with a collective; the parallel
+# transformations differ in nothing else.
+@pytest.mark.parametrize("name", ["ps_kd", "byot", "ddgsd"])
+def test_shard_map_makes_the_steps_of_pmap(name):
+    pmap, shard_map = (trained(name, 4, parallel) for parallel in ("pmap", "shard_map"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), pmap, shard_map)
 
 
 @pytest.mark.parametrize("name", ["ps_kd", "dlb", "dml", "byot", "ddgsd", "cs_kd"])

@@ -46,7 +46,7 @@ def new_run(tmp_path, *files, name="run"):
 def resume(folder, *files):
     config = configs.default()
     config.imports = tuple(map(str, files))
-    configs.record(folder, configs.complete(config), {}, first_process=True)
+    configs.record(folder, configs.complete(config), {})
 
 
 def test_files_are_copied_with_their_sums_and_the_moved_run_executes_its_copies(tmp_path, plugin):

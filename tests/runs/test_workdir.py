@@ -144,14 +144,14 @@ def recorded(folder, *, facts=FACTS, **changes):
 def test_a_record_holds_the_facts_and_the_same_run_agrees(tmp_path):
     config = recorded(tmp_path)
     assert read_record(tmp_path)["data"] == FACTS["data"]
-    configs.record(tmp_path, config, FACTS, first_process=True)
+    configs.record(tmp_path, config, FACTS)
 
 
 def test_other_facts_are_refused_by_name(tmp_path):
     config = recorded(tmp_path)
     now = {"data": {"classes": 11, "train": {"examples": 5}}, "jax_settings": {"x64": True}}
     with pytest.raises(InputError) as error:
-        configs.record(tmp_path, config, now, first_process=True)
+        configs.record(tmp_path, config, now)
     assert "data.classes: 11 now, 10 in the workdir" in str(error.value)
     assert "jax_settings.x64: True now, False in the workdir" in str(error.value)
     assert "train" not in str(error.value)
@@ -161,12 +161,12 @@ def test_other_facts_are_refused_by_name(tmp_path):
 def test_a_damaged_section_of_facts_is_refused(tmp_path, section):
     config = recorded(tmp_path, facts=FACTS | {"data": section})
     with pytest.raises(InputError, match="another data set or setting of JAX .data"):
-        configs.record(tmp_path, config, FACTS, first_process=True)
+        configs.record(tmp_path, config, FACTS)
 
 
 def test_a_record_of_an_earlier_version_has_no_facts_to_compare(tmp_path):
     config = recorded(tmp_path, facts={})
-    configs.record(tmp_path, config, FACTS, first_process=True)
+    configs.record(tmp_path, config, FACTS)
 
 
 def test_checkpoints_without_a_record_are_refused(tmp_path):
@@ -174,7 +174,7 @@ def test_checkpoints_without_a_record_are_refused(tmp_path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match="holds checkpoints, but no config.json .*; put it back"):
-        configs.record(tmp_path, config, FACTS, first_process=True)
+        configs.record(tmp_path, config, FACTS)
     assert not (tmp_path / "config.json").exists()
 
 
@@ -219,7 +219,7 @@ def test_resuming_executes_no_file_that_the_command_does_not_name(tmp_path, harm
     recorded(tmp_path, imports=(str(harmful),))
     config = configs.complete(configs.default())
     with pytest.raises(InputError, match="config.imports: .. now, .*harmful.py"):
-        configs.record(tmp_path, config, FACTS, first_process=True)
+        configs.record(tmp_path, config, FACTS)
     assert not (tmp_path / "executed").exists()
 
 

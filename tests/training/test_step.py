@@ -106,6 +106,34 @@ def test_gradients_statistics_and_metrics_on_n_devices_equal_those_on_one(name):
         close(one.batch_stats, many.batch_stats, 1e-5)
 
 
+def test_parts_one_after_another_give_the_means_of_the_parts_alone():
+    objective = objectives.with_sd_dropout(objectives.objectives.build({"name": "ps_kd"}), 0.5)
+    memory = objective.memory.create(SPLIT.labels, 5, BATCH)
+    step, state = setup(None, objective=objective)
+    state = dataclasses.replace(state, memory=memory)
+    alone = jax.jit(step)
+    parts = [alone(state, raw_batch(range(i, i + 4))) for i in range(0, BATCH, 4)]
+    after, metrics = jax.jit(partial(step, accumulate=4))(state, raw_batch(range(BATCH)))
+    mean = jax.tree.map(lambda *values: sum(values) / 4, *parts)
+    close(mean[0].params, after.params, 1e-6)
+    close(mean[0].batch_stats, after.batch_stats, 1e-6)
+    close(mean[1], metrics, 1e-5)
+    written = sum(part.memory - memory for part, _ in parts)
+    assert np.all(np.abs(written[:BATCH]).sum(-1) > 0)
+    np.testing.assert_allclose(after.memory, memory + written, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # unrolled, or in a loop
+def test_without_batch_norm_parts_make_the_step_of_the_whole_batch(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    step, state = setup(None, name="mlp", width=8, depth=1, dropout_rate=0.5)
+    whole = jax.jit(step)(state, raw_batch(range(BATCH)))
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, whole[0].params, state.params))) > 0.1
+    parts = jax.jit(partial(step, accumulate=8))(state, raw_batch(range(BATCH)))
+    close(whole[0].params, parts[0].params, 1e-6)
+    close(whole[1], parts[1], 1e-5)
+
+
 def test_the_loss_is_the_sum_of_the_weighted_terms_and_its_gradient_that_of_plain_jax():
     step, state = setup(None)
     model = models.build({"name": "tiny_in_test"}, num_classes=5)
@@ -139,12 +167,13 @@ def test_the_loss_is_the_sum_of_the_weighted_terms_and_its_gradient_that_of_plai
     assert int(after.step) == 1
 
 
-def compiled(step):
+def compiled(step, parallel="pmap"):
     """The compiled call, its resident data and its engine."""
     engine = engines.build(
         {"name": "resident"}, split=SPLIT, batch_size=BATCH, sampler="uniform", seed=0
     )
-    return compile_train_call(step, engine.gather), replicate(engine.resident), engine
+    call = compile_train_call(step, engine.gather, parallel)
+    return call, replicate(engine.resident), engine
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])  # unrolled, or in a loop
@@ -153,7 +182,7 @@ def test_several_steps_in_one_call_equal_one_step_a_call(backend, monkeypatch):
     step, state = setup(AXIS)
     call, resident, engine = compiled(step)
     together, metrics = call(replicate(state), engine.inputs(0, STEPS), resident, None)
-    apart, losses_apart = replicate(state), []
+    apart, losses_apart = replicate(setup(AXIS)[1]), []
     for i in range(STEPS):
         apart, metrics_of_step = call(apart, engine.inputs(i, i + 1), resident, None)
         losses_apart.append(metrics_of_step["loss"][0])
@@ -163,10 +192,13 @@ def test_several_steps_in_one_call_equal_one_step_a_call(backend, monkeypatch):
     close(together.params, apart.params, 1e-3)
 
 
-def test_the_step_is_traced_once_takes_its_own_state_back_and_averages_the_parameters():
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_the_step_is_traced_once_takes_its_own_state_back_and_averages_the_parameters(parallel):
     step, state = setup(AXIS, ema=0.8)
-    call, resident, engine = compiled(chex.assert_max_traces(lambda *args: step(*args), n=1))
-    structure, expected = jax.tree.structure(state), state.params
+    chex.clear_trace_counter()
+    once = chex.assert_max_traces(lambda *args: step(*args), n=1)
+    call, resident, engine = compiled(once, parallel)
+    structure, expected = jax.tree.structure(state), jax.tree.map(np.array, state.params)
     first = state = replicate(state)
     for i in range(STEPS):
         state, _ = call(state, engine.inputs(i, i + 1), resident, None)
