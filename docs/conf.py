@@ -35,6 +35,7 @@ nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True  # a signature whose default is a function would not parse
 add_module_names = False
 napoleon_google_docstring = True
 napoleon_use_rtype = False

@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import sdd_jax
+from sdd_jax import cards
 from sdd_jax import config as configs
 from sdd_jax.cli import merge_sections
 from sdd_jax.evaluation.checks import checks
@@ -74,9 +75,10 @@ def parse(monkeypatch, command):
     for name in ("distributed", "trust_imports"):
         flags.DEFINE_bool(name, False, "", flag_values=values)
     if program == "train.py":
-        cards = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
-        card = ["configs/digits.py", *cards][-1]
-        args = [f"--config={ROOT / card}", *(a for a in args if not a.startswith("--config="))]
+        given = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+        card = ["configs/digits.py", *given][-1]
+        path = ROOT / card if "/" in card else cards.locate(card)
+        args = [f"--config={path}", *(a for a in args if not a.startswith("--config="))]
     # ml_collections reads the overrides from there.
     monkeypatch.setattr("sys.argv", [program, *args])
     if program == "train.py":
@@ -176,8 +178,8 @@ def test_every_benchmark_in_the_text_is_a_module():
 
 
 def test_every_card_is_in_the_table_of_cards():
-    cards = {f"configs/{path.name}" for path in ROOT.glob("configs/*.py")}
-    assert cards == set(re.findall(r"`(configs/\w+\.py)`", PAGES["train.md"]))
+    files = {f"configs/{path.name}" for path in ROOT.glob("configs/*.py")}
+    assert files == set(re.findall(r"`(configs/\w+\.py)`", PAGES["train.md"]))
 
 
 @pytest.mark.parametrize("page", ["README.md", "index.md"])
