@@ -334,6 +334,7 @@ def _run(main: Callable[[], None]) -> None:
             faulthandler.enable(2)  # absl enables it for sys.stderr
         import jax
 
+        from sdd_jax import hosts
         from sdd_jax.train import Interrupted
 
         try:
@@ -343,10 +344,10 @@ def _run(main: Callable[[], None]) -> None:
         except Failure as error:
             _fail(error.status, error)
         except jax.errors.JaxRuntimeError as error:
+            if lost := hosts.lost(error):
+                _fail(lost.status, lost)
             if "RESOURCE_EXHAUSTED" not in str(error):
-                if jax.process_count() == 1:
-                    raise
-                _fail(1, f"{supervisor.LOST}. {error}")
+                raise
             _fail(1, f"out of memory; use a smaller batch or network: {error}")
         except MemoryError as error:
             _fail(1, f"out of host memory; use smaller data, batches or networks. {error}")

@@ -5,6 +5,7 @@ Every host must call these functions, in the same order. With one host they do n
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sdd_jax import supervisor
 from sdd_jax.errors import Failure, InputError
+
+_CONNECTION = re.compile(r"gloo|coordination|connection|unavailable|peer", re.IGNORECASE)
 
 
 def first() -> bool:
@@ -28,6 +32,13 @@ def gather(value: Any) -> list[Any]:
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
     texts = multihost_utils.process_allgather(np.pad(text, (0, max(lengths) - len(text))))
     return [json.loads(bytes(text[:length])) for text, length in zip(texts, lengths, strict=True)]
+
+
+def lost(error: Exception) -> Failure | None:
+    """The failure to report in place of an error of the runtime that another process has caused."""
+    if jax.process_count() == 1 or not _CONNECTION.search(str(error)):
+        return None
+    return Failure(supervisor.LOST)
 
 
 @contextlib.contextmanager

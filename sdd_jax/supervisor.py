@@ -21,7 +21,7 @@ LOST = (
 _ENVIRONMENT = "SDD_JAX_SUPERVISED"  # descriptors: one for events, and the standard error
 _PR_SET_PDEATHSIG = 1
 # From the first of these lines on, C++ tells the end of the process; they are kept back.
-_ENDING = re.compile(r"[EF]\d{4} .*(coordination|client\.h|distributed)|Fatal Python error")
+_ENDING = re.compile(r"[WEF]\d{4} .*(coordination|client\.h|distributed)|Fatal Python error")
 _GREETING = re.compile(r"\[Gloo\] Rank \d+ is connected")
 
 

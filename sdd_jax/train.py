@@ -338,7 +338,7 @@ def compile_run(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[
         accumulate=experiment.config.accumulate,
         axis_name=AXIS,
     )
-    return compile_train_call(step, experiment.engine.gather, parallel=experiment.config.parallel)
+    return compile_train_call(step, experiment.engine.gather, experiment.config.parallel)
 
 
 def _finish(folder: pathlib.Path, step: int, values: dict[str, float]) -> dict[str, float]:

@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
+from sdd_jax import hosts
 from sdd_jax.errors import InputError, WriteError, writing
 from sdd_jax.runs.workdir import read_metrics
 
@@ -367,5 +368,7 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # TensorStore raises ValueError with a long message
+        if lost := hosts.lost(error):
+            raise lost from error
         reason = getattr(error, "strerror", None) or re.sub(r" *\[[^]]*\]", "", str(error))
         raise WriteError(f"{path} cannot be written: {reason.rpartition(': ')[2]}") from error

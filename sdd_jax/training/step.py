@@ -128,7 +128,7 @@ def _mean_of_parts(function: Callable, raw: RawBatch, parts: int) -> Any:
 
 
 def _scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """``jax.lax.scan``, but unrolled on CPU, where XLA is a hundred times slower at convolutions in it."""
+    """``jax.lax.scan``; unrolled on CPU, where XLA is a hundred times slower at convolutions in it."""
     if platform() != "cpu":
         return jax.lax.scan(body, carry, xs)
     ys = []
