@@ -21,6 +21,7 @@ from sdd_jax.prng import keys_at, stream_key
 from sdd_jax.runs.trained_network import TrainedNetwork
 
 REPORTED_SAMPLES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
+BATCHES_OF_FEATURES = 32  # on the host at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: arrays have no hash
@@ -117,6 +118,11 @@ class Evaluator:
         """Logits of the split, ``[N, K]``, dropout off, batch norm in evaluation mode."""
         return self.logits_of(self.images)
 
+    @functools.cached_property
+    def features(self) -> np.ndarray:
+        """Penultimate features of the split, ``[N, D]``, dropout off."""
+        return self.features_of(self.images)
+
     def summary(self) -> dict[str, float]:
         """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE."""
         log_probs, labels = metrics.log_softmax(self.logits), self.labels
@@ -128,6 +134,16 @@ class Evaluator:
     def logits_of(self, images: HostArray) -> np.ndarray:
         """Logits ``[N, K]`` of other uint8 images ``[N, H, W, C]``."""
         return self.map(Network.logits, images)
+
+    def features_of(self, images: HostArray) -> np.ndarray:
+        """Penultimate features ``[N, D]`` of other uint8 images ``[N, H, W, C]``."""
+        return self.map(Network.features, images)
+
+    def feature_batches(self, images: HostArray) -> Iterator[np.ndarray]:
+        """Penultimate features of any number of images, in order, of a bounded number at a time."""
+        size = BATCHES_OF_FEATURES * self._batch_size
+        for start in range(0, len(images), size):
+            yield self.features_of(images[start : start + size])
 
     def sampled_logits(self, sample: int, *, rate: float = 0.0) -> np.ndarray:
         """Logits ``[N, K]`` under one dropout mask per image, batch norm in evaluation mode.
@@ -144,7 +160,7 @@ class Evaluator:
         if in_backbone and not rate:
             return self.map(_sampled, self.images, self.position, scalars=scalars)
         return self.map(
-            _sampled_from_features, self._features, self.position, scalars=scalars, rate=rate
+            _sampled_from_features, self.features, self.position, scalars=scalars, rate=rate
         )
 
     def ensemble_predictions(
@@ -189,7 +205,7 @@ class Evaluator:
           The function's results, as host arrays ``[N, ...]``.
         """
         mapped = self.compiled(function, **static)
-        return self.stream(lambda *shares: mapped(self.variables, shares, scalars), *arrays)
+        return self.stream(lambda *batch: mapped(self.variables, batch, scalars), *arrays)
 
     def compiled(self, function: Callable, *, gather: bool = True, **static: Any) -> Callable:
         """Compiles a function of this network, for a program of several functions."""
@@ -203,10 +219,6 @@ class Evaluator:
         """The evaluator of another network on the same images."""
         setup = dataclasses.replace(self.setup, model=trained.model)
         return dataclasses.replace(self, setup=setup, variables=replicate(trained.variables))
-
-    @functools.cached_property
-    def _features(self) -> np.ndarray:
-        return self.map(Network.features, self.images)
 
     @functools.cached_property
     def _batch_size(self) -> int:

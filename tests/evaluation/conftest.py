@@ -39,10 +39,14 @@ class Linear(nn.Module):
     kernel: tuple[tuple[float, ...], ...]
     bias: tuple[float, ...]
 
-    @nn.compact
+    def features(self, images):
+        return images.reshape(len(images), -1)
+
+    def head(self, features):
+        return features @ jnp.array(self.kernel) + jnp.array(self.bias)[None]
+
     def __call__(self, images, *, train=False):
-        pixels = images.reshape(len(images), -1)
-        return pixels @ jnp.array(self.kernel) + jnp.array(self.bias)[None]
+        return self.head(self.features(images))
 
 
 @pytest.fixture(scope="session")

@@ -2,152 +2,239 @@
 
 import dataclasses
 import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 from annotated_types import MinLen
 
 from sdd_jax import data
 from sdd_jax.data.sources import with_options
 from sdd_jax.errors import InputError, require
-from sdd_jax.evaluation import attacks, metrics
+from sdd_jax.evaluation import metrics
 from sdd_jax.evaluation.batching import HostArray
 from sdd_jax.evaluation.checks import Check, checks
+from sdd_jax.evaluation.detectors import Detector, Outputs, Training, detectors
 from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
-from sdd_jax.evaluation.plots import COLOURS, panel, styles
-from sdd_jax.evaluation.results import CheckResult, Headline, Plot
+from sdd_jax.evaluation.plots import COLOURS, styles
+from sdd_jax.evaluation.results import CheckResult, Headline, Plot, Table
 from sdd_jax.options import NonNegative, Positive
 
-Scores = Mapping[str, np.ndarray]
-
-SCORE_LABELS = {"msp": "MSP", "odin": "ODIN", "energy": "Energy", "max_logit": "Max logit"}
+METRICS = {"auroc": "AUROC", "aupr_in": "AUPR-in", "aupr_out": "AUPR-out", "fpr95": "FPR95"}
+HEADLINE = ("msp", "odin", "knn")  # detectors in the summary
+COLUMNS = 4  # histograms in a row
 
 
 @checks.register("ood")
 @dataclasses.dataclass(frozen=True)
 class OutOfDistribution(Check):
-    """Detection of the test images of other data sets by four scores.
+    """Detection of the test images of other data sets by post-hoc detectors.
 
-    The images are resized to those of the run and normalised in the same way. The constants of ODIN
-    (:func:`sdd_jax.evaluation.attacks.odin_inputs`) are those of its paper for CIFAR; they are not
-    fitted to the other images.
+    The images are resized to those of the run and normalised in the same way. The detectors
+    (:mod:`sdd_jax.evaluation.detectors`) are fitted to the training split alone. Their constants are
+    those of their papers, for ODIN those for CIFAR; none is fitted to the other images.
 
     Attributes:
-      ood: names of data sets; an entry may also hold several, separated by commas.
+      ood: names of data sets; an entry may also hold several, separated by commas. They are the far ones
+        if there are near ones.
+      ood_near: names of further data sets that resemble the run's, as CIFAR-10 and Tiny ImageNet do
+        CIFAR-100 in OpenOOD. The means over the near and over the far ones are reported, too.
+      ood_detectors: names of detectors. The first five need no pass over the training split.
       odin_temperature: T.
       odin_epsilon: size of the change of pixels in [0, 1].
     """
 
     title: ClassVar[str] = "Out-of-distribution detection"
     ood: Annotated[tuple[str, ...], MinLen(1)] = ("photos",)
+    ood_near: tuple[str, ...] = ()
+    ood_detectors: Annotated[tuple[str, ...], MinLen(1)] = (
+        "msp", "odin", "energy", "max_logit", "gen",
+        "react", "ash", "vim", "mahalanobis", "relative_mahalanobis", "knn",
+    )  # fmt: skip
     odin_temperature: Positive = 1000.0
     odin_epsilon: NonNegative = 0.0014
 
     def __post_init__(self):
-        """Rejects names that the metrics could not tell apart."""
-        labels = list(map(_label, self._names))
-        require(len(set(labels)) == len(labels), "ood", self.ood, "different data sets")
+        """Rejects names that the metrics could not tell apart, and unknown detectors."""
+        near, far = _labels(self.ood_near), _labels(self.ood)
+        require(_distinct(far), "ood", self.ood, "different data sets")
+        require(
+            not near or _distinct([*near, *far, "near", "far"]),
+            "ood_near",
+            self.ood_near,
+            "data sets that differ from each other and from those of ood, none called near or far",
+        )
+        known = detectors.names()
+        for name in self.ood_detectors:
+            require(name in known, "ood_detectors", name, f"one of {', '.join(known)}")
+        chosen = self.ood_detectors
+        require(_distinct(chosen), "ood_detectors", chosen, "different detectors")
 
     def requirement(self, setup: EvaluationSetup) -> str:
         """Applies to every run; the data sets must be loadable and not its own."""
-        for name in self._names:
-            require(name != setup.dataset.name, "ood", name, "another data set than the run's")
-            _images(name, setup)
+        for field, name in self._sets:
+            require(name != setup.dataset.name, field, name, "another data set than the run's")
+            _images(name, setup, field)
         return ""
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
-        """Evaluates each score on each data set."""
-        num_in, name_in = len(evaluator.labels), evaluator.setup.dataset.name
-        scores_in = self._scores(evaluator, evaluator.images)
-        values, headline, plots, notes, by_image = {}, [], [], [], {}
-        for name in self._names:
-            images, label = _images(name, evaluator.setup), _label(name)
-            scores_out = self._scores(evaluator, images)
-            auroc = {}
-            for score in SCORE_LABELS:
-                detection = metrics.detection(scores_in[score], scores_out[score])
-                auroc[score] = detection["auroc"]
-                values |= {f"ood/{label}/{score}/{k}": value for k, value in detection.items()}
-                by_image[f"ood/{label}/{score}/auroc"] = metrics.auroc_contributions(
-                    scores_in[score], scores_out[score]
-                )
-            headline += [
-                Headline(
-                    f"ood/{label}/{score}/auroc",
-                    f"AUROC against {label}, {SCORE_LABELS[score]}, %",
-                    100,
-                )
-                for score in ("msp", "odin")
-            ]
+        """Evaluates each detector on each data set."""
+        setup, training = evaluator.setup, Training(evaluator)
+        context = {key: getattr(self, key) for key in ("odin_temperature", "odin_epsilon")}
+        built = {
+            name: detectors.build({"name": name}, training=training, **context)
+            for name in self.ood_detectors
+        }
+        scores_in = _scores(built, Outputs(evaluator, evaluator.images))
+        notes = _fitted_on(training)
+        found, by_image, plots = {}, {}, []
+        for field, name in self._sets:
+            images, label = _images(name, setup, field), _label(name)
+            scores_out = _scores(built, Outputs(evaluator, images))
+            found[label] = {d: metrics.detection(scores_in[d], scores_out[d]) for d in built}
+            by_image |= {
+                f"ood/{label}/{d}/auroc": metrics.auroc_contributions(scores_in[d], scores_out[d])
+                for d in built
+            }
             notes.append(
                 f"Out of distribution: {len(images):,} images of {label}; in distribution: "
-                f"{num_in:,} of {name_in}."
+                f"{len(evaluator.labels):,} of {setup.dataset.name}."
             )
-            seen = "AUROC " + ", ".join(
-                f"{title} {100 * auroc[score]:.1f} %" for score, title in SCORE_LABELS.items()
+            plots += _plots(label, setup.dataset.name, built, scores_in, scores_out, found[label])
+        groups = self._groups
+        for group, labels in groups.items():
+            found[group] = _mean([found[label] for label in labels])
+            for d in built:
+                sides = [by_image[f"ood/{label}/{d}/auroc"] for label in labels]
+                by_image[f"ood/{group}/{d}/auroc"] = _mean_contributions(sides)
+        values = {
+            f"ood/{label}/{d}/{metric}": value
+            for label, by_detector in found.items()
+            for d, by_metric in by_detector.items()
+            for metric, value in by_metric.items()
+        }
+        titles = {group: f"{group} (mean)" for group in groups}
+        titles |= {label: label for label in found if label not in groups}
+        headline = [
+            Headline(
+                f"ood/{label}/{d}/auroc", f"AUROC against {titles[label]}, {built[d].title}, %", 100
             )
-            plots += [
-                Plot(
-                    f"ood_{label}_scores",
-                    f"Scores of {name_in} and of {label}",
-                    "Where the two histograms overlap, a score cannot separate the two data sets.",
-                    functools.partial(_draw_histograms, label),
-                    (scores_in, scores_out),
-                    seen,
-                    size=(11, 2.6),
-                    panels=True,
-                    shared_axes=False,
-                ),
-                Plot(
-                    f"ood_{label}_roc",
-                    f"Detection of {label}",
-                    "The closer a curve is to the upper left corner, the better the score separates the "
-                    "two data sets; the diagonal is chance.",
-                    panel(_draw_roc),
-                    (scores_in, scores_out, auroc),
-                    seen,
-                    size=(4.6, 4.4),
-                    panels=True,
-                ),
-            ]
-        return CheckResult(values, headline, plots, notes=notes, by_image=by_image)
+            for label in groups or found
+            for d in [d for d in HEADLINE if d in built] or self.ood_detectors[:1]
+        ]
+        percent = Headline("", "", 100, digits=1)
+        rows = [
+            [built[d].title, titles[label], *(percent.show(found[label][d][m]) for m in METRICS)]
+            for label in titles
+            for d in built
+        ]
+        header = ["detector", "against", *METRICS.values()]
+        table = Table("Detection, % (FPR95: lower is better)", header, rows)
+        return CheckResult(values, headline, plots, [table], notes, by_image)
 
     @property
-    def _names(self) -> list[str]:
-        return [name for entry in self.ood for name in entry.split(",")]
+    def _sets(self) -> list[tuple[str, str]]:
+        """Field and name of each data set, the near ones first."""
+        fields = {"ood_near": self.ood_near, "ood": self.ood}
+        return [(field, name) for field, entries in fields.items() for name in _names(entries)]
 
-    def _scores(self, evaluator: Evaluator, images: HostArray) -> dict[str, np.ndarray]:
-        logits = evaluator.logits if images is evaluator.images else evaluator.logits_of(images)
-        temperature, epsilon = self.odin_temperature, 255 * self.odin_epsilon
-        scalars = np.float32(temperature), np.float32(epsilon)
-        moved = evaluator.map(_odin_logits, images, scalars=scalars)
-        return {
-            "msp": metrics.maximum_softmax_probability(logits),
-            "odin": metrics.maximum_softmax_probability(moved, temperature=temperature),
-            "energy": metrics.negative_energy(logits),
-            "max_logit": metrics.maximum_logit(logits),
-        }
+    @property
+    def _groups(self) -> dict[str, list[str]]:
+        """Labels of the near data sets and of the far ones, if there are near ones."""
+        near, far = _labels(self.ood_near), _labels(self.ood)
+        return {"near": near, "far": far} if near else {}
 
 
-def _odin_logits(network, variables, images, temperature, epsilon):
-    logits_fn = functools.partial(network.logits, variables)
-    images = images.astype(jnp.float32)
-    moved = attacks.odin_inputs(logits_fn, images, epsilon, temperature=temperature)
-    return network.logits(variables, moved)
+def _names(entries: Sequence[str]) -> list[str]:
+    return [name for entry in entries for name in entry.split(",")]
+
+
+def _labels(entries: Sequence[str]) -> list[str]:
+    return list(map(_label, _names(entries)))
+
+
+def _distinct(names: Sequence[str]) -> bool:
+    return len(set(names)) == len(names)
+
+
+def _mean(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Mean over data sets of the metrics of each detector."""
+    return {
+        d: {metric: float(np.mean([one[d][metric] for one in found])) for metric in METRICS}
+        for d in found[0]
+    }
+
+
+def _mean_contributions(sides: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """What each image contributes to the mean over S data sets; empty if it is undefined.
+
+    The images of one set are a sample of their own, of which the mean has the share 1 / S.
+    """
+    inside, outside = zip(*sides, strict=True)
+    if not all(map(len, inside)):
+        return []
+    return [np.mean(inside, axis=0), *(values / len(sides) for values in outside)]
+
+
+def _scores(built: Mapping[str, Detector], outputs: Outputs) -> dict[str, np.ndarray]:
+    return {name: detector.score(outputs) for name, detector in built.items()}
+
+
+def _fitted_on(training: Training) -> list[str]:
+    """A note on the training images, if a detector used them."""
+    if not training.is_computed:
+        return []
+    note = (
+        f"Detectors that need training features: fitted on {training.num_images:,} training images"
+    )
+    if (kept := len(training.bank)) < training.num_images:
+        note += (
+            f"; for kNN, ReAct's threshold and ViM's scale, {kept:,} of them, chosen by the seed"
+        )
+    return [f"{note}."]
+
+
+def _plots(label, name_in, built, scores_in, scores_out, found) -> list[Plot]:
+    auroc = {name: found[name]["auroc"] for name in built}
+    seen = "AUROC " + ", ".join(f"{built[d].title} {100 * auroc[d]:.1f} %" for d in built)
+    rows = math.ceil(len(built) / COLUMNS)
+    return [
+        Plot(
+            f"ood_{label}_scores",
+            f"Scores of {name_in} and of {label}",
+            "Where the two histograms overlap, a detector cannot separate the two data sets.",
+            functools.partial(_draw_histograms, label, built),
+            (scores_in, scores_out),
+            seen,
+            size=(11, 0.5 + 2.1 * rows),
+            panels=True,
+            shared_axes=False,
+        ),
+        Plot(
+            f"ood_{label}_roc",
+            f"Detection of {label}",
+            "The closer a curve is to the upper left corner, the better the detector separates the two "
+            "data sets; the diagonal is chance. The legend is in the order of the AUROC.",
+            functools.partial(_draw_roc, built),
+            (scores_in, scores_out, auroc),
+            seen,
+            size=(6.8, 3.9),
+            panels=True,
+        ),
+    ]
 
 
 @functools.lru_cache(maxsize=8)
-def _images(name: str, setup: EvaluationSetup) -> HostArray:
+def _images(name: str, setup: EvaluationSetup, field: str) -> HostArray:
     """The test images of another data set, in the size and channels of the run's."""
     try:
         return data.resized(
             setup.load_dataset(name).splits["test"].images, setup.dataset.image_shape
         )
     except InputError as error:
-        raise InputError(f"{name!r} cannot be used: {error}", field="ood") from error
+        raise InputError(f"{name!r} cannot be used: {error}", field=field) from error
 
 
 def _label(name: str) -> str:
@@ -156,32 +243,38 @@ def _label(name: str) -> str:
     return re.sub(r"^(npz|hf):", "", name.rpartition("/")[2]).removesuffix(".npz")
 
 
-def _draw_histograms(label, figure, runs) -> None:
-    row = figure.subplots(1, len(SCORE_LABELS))
+def _draw_histograms(label, built, figure, runs) -> None:
+    rows = math.ceil(len(built) / COLUMNS)
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
     (((scores_in, scores_out), _),) = runs.values()
-    for axes, (score, title) in zip(row, SCORE_LABELS.items(), strict=True):
-        finite = [s[score][np.isfinite(s[score])] for s in (scores_in, scores_out)]
+    for axes, (name, detector) in zip(grid.flat, built.items(), strict=False):
+        finite = [s[name][np.isfinite(s[name])] for s in (scores_in, scores_out)]
         bins = np.histogram_bin_edges(np.concatenate(finite), 40)
-        for values, name, colour in zip(finite, ("in distribution", label), COLOURS, strict=False):
+        for values, side, colour in zip(finite, ("in distribution", label), COLOURS, strict=False):
             weights = np.full(len(values), 100 / max(len(values), 1))
-            axes.hist(values, bins, weights=weights, label=name, color=colour, alpha=0.55)
-        axes.set_xlabel(f"{title}{', log' if score in ('msp', 'odin') else ''}")
+            axes.hist(values, bins, weights=weights, label=side, color=colour, alpha=0.55)
+        axes.set_xlabel(f"{detector.title}{', log' if detector.log else ''}")
         axes.locator_params(axis="x", nbins=4)
-    row[0].set_ylabel("images (%)")
+    for axes in grid.flat[len(built) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("images (%)")
     figure.legend(
-        *row[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False
+        *grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False
     )
 
 
-def _draw_roc(axes, data) -> None:
-    scores_in, scores_out, auroc = data
+def _draw_roc(built, figure, runs) -> None:
+    (((scores_in, scores_out, auroc), _),) = runs.values()
+    axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="0.6", lw=1)
-    for (score, title), style in zip(SCORE_LABELS.items(), styles(), strict=False):
-        fpr, tpr = metrics.roc(scores_in[score], scores_out[score])
-        line = {"color": style["color"], "linestyle": style["linestyle"]}
-        axes.plot(100 * fpr, 100 * tpr, label=f"{title} ({100 * auroc[score]:.1f})", **line)
+    style = dict(zip(built, styles(), strict=False))
+    for name in sorted(built, key=lambda name: -auroc[name]):
+        fpr, tpr = metrics.roc(scores_in[name], scores_out[name])
+        line = {key: style[name][key] for key in ("color", "linestyle")}
+        label = f"{built[name].title} ({100 * auroc[name]:.1f})"
+        axes.plot(100 * fpr, 100 * tpr, label=label, **line)
     axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes.set_xlabel("false positive rate (%)")
     axes.set_ylabel("true positive rate (%)")
-    free_corner = "lower right" if np.mean(list(auroc.values())) >= 0.5 else "upper left"
-    axes.legend(frameon=False, loc=free_corner, title="AUROC, %")
+    figure.legend(loc="outside right center", frameon=False)

@@ -1,8 +1,9 @@
 """Metrics of a classifier's predictions, in NumPy and float64, over all examples at once.
 
 Most functions take ``log_probs`` ``[N, K]`` (see :func:`log_softmax`) and integer ``labels`` ``[N]`` in
-[0, K). :func:`fit_temperature` and the out-of-distribution scores take logits ``[N, K]``;
-:func:`detection` and :func:`roc` take one score per example. Other shapes or labels raise a ValueError.
+[0, K). :func:`fit_temperature` and the out-of-distribution scores take logits ``[N, K]`` or penultimate
+features ``[N, D]``; :func:`detection` and :func:`roc` take one score per example. Other shapes or labels
+raise a ValueError.
 
     >>> from sdd_jax.evaluation import metrics
     >>> log_probs = metrics.log_softmax([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [3.0, 0.0]])
@@ -22,6 +23,7 @@ equal confidences or scores                   the result does not depend on the 
 """
 
 from sdd_jax.evaluation.metrics._predictions import log_softmax
+from sdd_jax.evaluation.metrics.activation_shaping import ash_s, react
 from sdd_jax.evaluation.metrics.calibration import (
     LOWEST_TEMPERATURE,
     Bins,
@@ -39,19 +41,38 @@ from sdd_jax.evaluation.metrics.classification import (
     top_k_accuracy,
 )
 from sdd_jax.evaluation.metrics.detection import detection, roc
+from sdd_jax.evaluation.metrics.mahalanobis import (
+    FeatureMoments,
+    feature_moments,
+    mahalanobis,
+    relative_mahalanobis,
+)
+from sdd_jax.evaluation.metrics.nearest_neighbours import negative_neighbour_distance
 from sdd_jax.evaluation.metrics.ood_scores import (
     maximum_logit,
     maximum_softmax_probability,
     negative_energy,
+    negative_generalized_entropy,
 )
 from sdd_jax.evaluation.metrics.paired import auroc_contributions, contributions, paired_interval
-from sdd_jax.evaluation.metrics.selective import area_under_risk_coverage, risk_coverage
+from sdd_jax.evaluation.metrics.selective import (
+    area_under_risk_coverage,
+    risk_coverage,
+)
+from sdd_jax.evaluation.metrics.virtual_logit import (
+    VirtualLogit,
+    fit_virtual_logit,
+    virtual_logit,
+)
 
 __all__ = [
     "LOWEST_TEMPERATURE",
     "METRICS",
     "Bins",
+    "FeatureMoments",
+    "VirtualLogit",
     "area_under_risk_coverage",
+    "ash_s",
     "auroc_contributions",
     "brier_score",
     "classwise_calibration_error",
@@ -59,16 +80,24 @@ __all__ = [
     "contributions",
     "detection",
     "expected_calibration_error",
+    "feature_moments",
     "fit_temperature",
+    "fit_virtual_logit",
     "log_softmax",
+    "mahalanobis",
     "maximum_calibration_error",
     "maximum_logit",
     "maximum_softmax_probability",
     "negative_energy",
+    "negative_generalized_entropy",
     "negative_log_likelihood",
+    "negative_neighbour_distance",
     "paired_interval",
+    "react",
+    "relative_mahalanobis",
     "reliability",
     "risk_coverage",
     "roc",
     "top_k_accuracy",
+    "virtual_logit",
 ]
