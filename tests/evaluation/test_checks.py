@@ -107,6 +107,37 @@ def test_a_note_explains_a_temperature_at_its_bound_and_its_figures_are_not_in_t
     assert labels_of(all_correct(ce)) == labels_of(with_validation(ce, None))
 
 
+def test_calibrators_are_fitted_on_the_validation_split_and_judged_on_the_test_split(ce):
+    result = build("calibration", {})(ce)
+    validation = dataclasses.replace(ce, split="validation")
+    fitted = metrics.fit_isotonic(metrics.log_softmax(validation.logits), validation.labels)
+    log_probs = metrics.isotonic(metrics.log_softmax(ce.logits), fitted)
+    expected = metrics.compute(log_probs, ce.labels, "accuracy", "nll", "ece")
+    for name, value in expected.items():
+        assert result.metrics[f"calibration/isotonic/{name}"] == value
+    (table,) = result.tables
+    assert table.title.endswith(f"fitted on {len(validation.labels)} validation images")
+    p = int(result.metrics["calibration/logit_norm/p"])
+    names = ["raw", "temperature", "vector", "Dirichlet", "isotonic", f"{p}-norm of logits"]
+    assert [row[0] for row in table.rows] == names
+    by_norm = table.rows[-1]
+    assert by_norm[1:5] == ["-"] * 4
+    assert by_norm[5] == f"{1000 * result.metrics['calibration/logit_norm/aurc']:.2f}"
+    (row,) = build("calibration", {})(with_validation(ce, None)).tables[0].rows
+    assert row == table.rows[0]
+    (row,) = build("calibration", {})(all_correct(ce)).tables[0].rows
+    assert row == table.rows[0]
+
+
+def test_dirichlet_scaling_is_left_out_with_many_classes(ce, monkeypatch):
+    from sdd_jax.evaluation.checks import calibration
+
+    monkeypatch.setattr(calibration, "MOST_CLASSES", 9)
+    result = build("calibration", {})(ce)
+    assert "Dirichlet" not in [row[0] for row in result.tables[0].rows]
+    assert "Dirichlet scaling is left out with more than 9 classes." in result.notes
+
+
 def labels_of(evaluator, names=("accuracy", "calibration")):
     """Labels of the summary of these checks."""
     sections = [Section(name, name, {"run": build(name, {})(evaluator)}) for name in names]

@@ -79,7 +79,7 @@ def test_the_results_hold_every_plot_as_pdf_and_the_tables(compared):
     folder = runs["ce"] / "eval"
     assert {path.stem for path in folder.glob("*.pdf")} == PLOTS
     tables = {path.name for path in folder.iterdir() if path.suffix in (".csv", ".tex")}
-    names = ("summary", "corruption", "ood")
+    names = ("summary", "calibration", "corruption", "ood")
     assert tables == {f"{name}{suffix}" for name in names for suffix in (".csv", ".tex")}
     header, accuracy, *_ = csv.reader((folder / "summary.csv").read_text().splitlines())
     assert header == ["metric", "ce", "sd_dropout", "sd_dropout - ce", "low", "high"]

@@ -1,4 +1,4 @@
-"""Calibration of the confidence, before and after temperature scaling."""
+"""Calibration of the confidence, before and after scaling, and selective classification."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from sdd_jax.evaluation import metrics, plots
 from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.checks.accuracy import NLL
 from sdd_jax.evaluation.evaluator import Evaluator
-from sdd_jax.evaluation.results import MISSING, WARNING, CheckResult, Headline, Plot
+from sdd_jax.evaluation.results import MISSING, WARNING, CheckResult, Headline, Plot, Table
 
 COMPARED = ("ece", "nll", "brier")  # before and after temperature scaling
 RAW = (NLL, Headline("ece", "ECE, raw, %", 100, higher_is_better=False))
@@ -29,15 +29,28 @@ SCALED = (
 )
 FEW = 10  # images in a bin, below which the plot shows it faintly
 SMALLEST_GAP = 0.02  # between accuracy and mean confidence, for a warning
+MOST_CLASSES = 200  # for Dirichlet scaling, whose parameters grow with the square
+COLUMNS = {
+    "accuracy": ("accuracy %", 100, 2),
+    "nll": ("NLL", 1, 4),
+    "ece": ("ECE %", 100, 2),
+    "classwise_ece": ("classwise ECE %", 100, 3),
+    "aurc": ("1000 AURC", 1000, 2),
+    "augrc": ("1000 AUGRC", 1000, 2),
+    "coverage_at_5": ("coverage at 5 % error, %", 100, 1),
+}
 
 
 @checks.register("calibration")
 @dataclasses.dataclass(frozen=True)
 class Calibration(Check):
-    """Calibration errors, proper scores and AURC; temperature scaling, if there is a validation split.
+    """Calibration errors, proper scores and selective classification, before and after scaling.
 
-    The temperature is fitted on the validation split and applied to the evaluated one. The summary has
-    the scaled figures first, but none with the temperature at its lower bound, which alone decides them.
+    With a validation split, temperature, vector and Dirichlet scaling and isotonic regression are fitted
+    on it and applied to the evaluated split, in one table with the raw figures; so is the norm of the
+    logits that gives another confidence (``logit_norm``). The summary has the temperature-scaled figures
+    first. With the temperature at its lower bound, which alone decides them, the summary and the table
+    have raw figures only.
 
     ``calibration/confidence`` is the mean probability of the predicted class, ``calibration/gap`` the
     accuracy minus it: positive for an underconfident network, negative for an overconfident one. A note
@@ -59,7 +72,7 @@ class Calibration(Check):
             ),
             "calibration/classwise_ece": metrics.classwise_calibration_error(log_probs, labels),
             "calibration/mce": metrics.maximum_calibration_error(log_probs, labels),
-            "calibration/aurc": metrics.area_under_risk_coverage(log_probs, labels),
+            **_named("calibration", _selective(log_probs, labels)),
             "calibration/confidence": float(confidence.mean()),
             "calibration/gap": float(gaps.mean()),
         }
@@ -69,16 +82,22 @@ class Calibration(Check):
         by_image = metrics.contributions(log_probs, labels, "nll", "ece")
         by_image["calibration/aurc"] = metrics.contributions(log_probs, labels, "aurc")["aurc"]
         notes, worsened = [], []
+        rows = {"raw": _figures(log_probs, labels)}
+        title = "Calibration and selective classification"
         fitted = None
         if "validation" in evaluator.setup.dataset.splits:
             validation = dataclasses.replace(evaluator, split="validation")
             temperature = metrics.fit_temperature(validation.logits, validation.labels)
             scaled = metrics.log_softmax(evaluator.logits / temperature)
             values["calibration/temperature"] = temperature
-            values |= {
-                f"calibration/scaled/{name}": value
-                for name, value in metrics.compute(scaled, labels, *COMPARED).items()
-            }
+            maps = {"scaled": scaled} | _calibrated(validation, evaluator.logits)
+            p = metrics.fit_logit_norm(validation.logits, validation.labels)
+            confidence_by_norm = metrics.normalized_maximum_logit(evaluator.logits, p=p)
+            found = {name: _figures(mapped, labels) for name, mapped in maps.items()}
+            found["logit_norm"] = _selective(log_probs, labels, confidence_by_norm)
+            for name, figures in found.items():
+                values |= _named(f"calibration/{name}", figures)
+            values["calibration/logit_norm/p"] = p
             if temperature == metrics.LOWEST_TEMPERATURE:
                 notes.append(
                     f"The temperature is at its lower bound: all {len(validation.labels)} validation "
@@ -88,6 +107,8 @@ class Calibration(Check):
                 )
             else:
                 fitted = temperature
+                rows |= found
+                title += f", fitted on {len(validation.labels):,} validation images"
                 bins["temperature-scaled"] = metrics.reliability(scaled, labels)
                 headline += SCALED
                 of_scaled = metrics.contributions(scaled, labels, "nll", "ece")
@@ -99,6 +120,8 @@ class Calibration(Check):
                 "train with --config.dataset.validation=0.1 for temperature-scaled ones."
             )
         sd_dropout = evaluator.setup.sd_dropout_rate > 0
+        if "scaled" in rows and "dirichlet" not in rows:
+            notes.append(f"Dirichlet scaling is left out with more than {MOST_CLASSES} classes.")
         notes += worsened + _warnings(gaps, values, fitted, not worsened, sd_dropout=sd_dropout)
         headline.append(Headline("calibration/aurc", "AURC", 1, 4, higher_is_better=False))
         return CheckResult(
@@ -129,9 +152,74 @@ class Calibration(Check):
                     f"{100 * risks[(len(risks) - 1) // 2]:.1f} % on the more confident half",
                 ),
             ),
+            tables=[_table(title, rows, values)],
             notes=notes,
             by_image={name: [contributions] for name, contributions in by_image.items()},
         )
+
+
+def _calibrated(validation: Evaluator, logits: np.ndarray) -> dict[str, np.ndarray]:
+    """Log-probabilities by each map but the temperature, fitted on the validation split."""
+    log_probs, fit_on = metrics.log_softmax(logits), metrics.log_softmax(validation.logits)
+    labels = validation.labels
+    vector = metrics.fit_vector_scaling(validation.logits, labels)
+    maps = {"vector": metrics.vector_scaling(logits, vector)}
+    if logits.shape[-1] <= MOST_CLASSES:
+        odir = metrics.select_odir(fit_on, labels)
+        dirichlet = metrics.fit_dirichlet_scaling(fit_on, labels, odir=odir)
+        maps["dirichlet"] = metrics.dirichlet_scaling(log_probs, dirichlet)
+    return maps | {"isotonic": metrics.isotonic(log_probs, metrics.fit_isotonic(fit_on, labels))}
+
+
+def _figures(log_probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return {
+        **metrics.compute(log_probs, labels, "accuracy", *COMPARED),
+        "classwise_ece": metrics.classwise_calibration_error(log_probs, labels),
+        **_selective(log_probs, labels),
+    }
+
+
+def _selective(
+    log_probs: np.ndarray, labels: np.ndarray, confidence: np.ndarray | None = None
+) -> dict[str, float]:
+    functions = {
+        "aurc": metrics.area_under_risk_coverage,
+        "augrc": metrics.area_under_generalized_risk_coverage,
+        "coverage_at_5": metrics.coverage_at_risk,
+    }
+    return {
+        name: function(log_probs, labels, confidence=confidence)
+        for name, function in functions.items()
+    }
+
+
+def _named(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in figures.items()}
+
+
+def _table(
+    title: str, rows: Mapping[str, Mapping[str, float]], values: Mapping[str, float]
+) -> Table:
+    labels = {
+        "raw": "raw",
+        "scaled": "temperature",
+        "vector": "vector",
+        "dirichlet": "Dirichlet",
+        "isotonic": "isotonic",
+        "logit_norm": f"{values.get('calibration/logit_norm/p', 0):.0f}-norm of logits",
+    }
+    header = ["", *(label for label, _, _ in COLUMNS.values())]
+    lines = [
+        [
+            labels[name],
+            *(
+                Headline("", "", scale, digits).show(figures.get(metric))
+                for metric, (_, scale, digits) in COLUMNS.items()
+            ),
+        ]
+        for name, figures in rows.items()
+    ]
+    return Table(title, header, lines)
 
 
 def _worse_nll(values: Mapping[str, float], num_validation: int) -> list[str]:

@@ -41,8 +41,8 @@ def reliability(
     """Computes confidence and accuracy by bin, the confidence being the largest probability.
 
     Bins of equal width: bin b holds confidences in ``(b / num_bins, (b + 1) / num_bins]``, as in Guo et
-    al.; some libraries close the interval on the left instead. A confidence within 1e-12 of an edge
-    counts as on the edge.
+    al.; torchmetrics and torch-uncertainty close the interval on the left instead. A confidence within
+    1e-12 of an edge counts as on the edge.
 
     Bins of equal mass: the examples sorted by confidence and split as by ``numpy.array_split``, so that
     sizes differ by at most one. A boundary may fall between equally confident examples. Each of those

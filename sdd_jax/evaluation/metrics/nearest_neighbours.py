@@ -1,7 +1,8 @@
 """The score of the k-th nearest neighbour. Neighbours are found with JAX, in chunks."""
 
-import jax
-import jax.numpy as jnp
+import functools
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -51,16 +52,16 @@ def negative_neighbour_distance(features: ArrayLike, bank: ArrayLike, *, k: int 
 
 
 def _scores(features: np.ndarray, bank: np.ndarray, k: int) -> np.ndarray:
-    queries = jnp.asarray(_normalised(features), jnp.float32)
-    size = min(CHUNK, len(bank))
-    nearness = jnp.full((len(features), k), -jnp.inf, jnp.float32)
-    neighbours = jnp.zeros((len(features), k), jnp.int32)
+    queries = _normalised(features).astype(np.float32)
+    size, merge = min(CHUNK, len(bank)), _compiled_merge()
+    nearness = np.full((len(features), k), -np.inf, np.float32)
+    neighbours = np.zeros((len(features), k), np.int32)
     for start in range(0, len(bank), size):
         part = _normalised(bank[start : start + size])
         if not np.isfinite(part).all():
             return np.full(len(features), np.nan)
         padded = np.pad(part, ((0, size - len(part)), (0, 0))).astype(np.float32)
-        nearness, neighbours = _merge(
+        nearness, neighbours = merge(
             nearness, neighbours, queries, padded, np.int32(start), np.int32(len(part))
         )
     kth = np.asarray(neighbours[:, -1])
@@ -68,16 +69,25 @@ def _scores(features: np.ndarray, bank: np.ndarray, k: int) -> np.ndarray:
     return -np.linalg.norm(_normalised(features) - _normalised(bank[kth]), axis=-1)
 
 
-@jax.jit
-def _merge(nearness, neighbours, queries, part, start, length):
-    """The k nearest of the k found so far and of the first ``length`` rows of a part of the bank."""
-    row = jnp.arange(len(part), dtype=jnp.int32)
-    inner = jnp.matmul(queries, part.T, precision="highest")
-    near = inner - jnp.sum(part**2, axis=-1)[None, :] / 2  # a feature of zeros has no unit norm
-    near = jnp.where((row < length)[None, :], near, -jnp.inf)
-    index = jnp.broadcast_to((start + row)[None, :], near.shape)
-    best, position = jax.lax.top_k(jnp.concatenate([nearness, near], axis=1), nearness.shape[1])
-    return best, jnp.take_along_axis(jnp.concatenate([neighbours, index], axis=1), position, axis=1)
+@functools.cache
+def _compiled_merge() -> Callable:
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def merge(nearness, neighbours, queries, part, start, length):
+        """The k nearest of the k found so far and of the first ``length`` rows of a part of the bank."""
+        row = jnp.arange(len(part), dtype=jnp.int32)
+        inner = jnp.matmul(queries, part.T, precision="highest")
+        near = inner - jnp.sum(part**2, axis=-1)[None, :] / 2  # a feature of zeros has no unit norm
+        near = jnp.where((row < length)[None, :], near, -jnp.inf)
+        index = jnp.broadcast_to((start + row)[None, :], near.shape)
+        near = jnp.concatenate([nearness, near], axis=1)
+        best, position = jax.lax.top_k(near, nearness.shape[1])
+        index = jnp.concatenate([neighbours, index], axis=1)
+        return best, jnp.take_along_axis(index, position, axis=1)
+
+    return merge
 
 
 @np.errstate(invalid="ignore")
