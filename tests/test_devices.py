@@ -133,7 +133,7 @@ def test_arguments_of_a_cluster_are_checked_before_jax_sees_them(monkeypatch, ar
 
 
 def test_a_missing_cluster_names_the_flags_that_replace_it(monkeypatch):
-    def initialize(*arguments):
+    def initialize(*arguments, **options):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)

@@ -1,6 +1,6 @@
 """What objectives carry from step to step does not depend on how many devices share the batch."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ def raw_batch(rows):
     return RawBatch(views, LABELS[rows], rows, np.arange(len(rows), dtype=np.int32))
 
 
+@cache
 def trained(name, devices, parallel="pmap"):
     """States and metrics of three steps, whose batches overlap by half."""
     axis_name = AXIS if devices > 1 else None
