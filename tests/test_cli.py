@@ -182,7 +182,7 @@ def test_sigterm_saves_and_the_same_command_resumes_on_more_devices(root, tmp_pa
     [
         (
             ["--config.nope=1"],
-            "config.nope: unknown field; expected augment, batch_size",
+            "config.nope: unknown field; expected accumulate, augment, batch_size",
         ),
         (
             ["--config.model.nope=1"],
@@ -200,7 +200,7 @@ def test_sigterm_saves_and_the_same_command_resumes_on_more_devices(root, tmp_pa
             ["--config.model.name=lenet", "--config.model.filters=2"],
             "; for another entry: --config.model=\"{'name': 'lenet', 'filters': 2}\"",
         ),
-        (["--noconfig.nope.flip"], "config.nope: unknown field; expected augment"),
+        (["--noconfig.nope.flip"], "config.nope: unknown field; expected accumulate"),
         (["--distributed"], "--distributed: this is no cluster that JAX knows"),
         (["--coordinator_address=127.0.0.1"], "--coordinator_address: must be HOST:PORT, got"),
         (["--num_processes=2"], "--num_processes: needs --distributed or --coordinator_address"),

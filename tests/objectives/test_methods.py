@@ -51,7 +51,7 @@ def test_it_trains_alone_and_learns(name, tmp_path):
 def test_it_trains_with_sd_dropout_and_learns(name, tmp_path):
     config = config_of(name)
     config.sd_dropout.weight = 0.1
-    assert train_and_evaluate(config, str(tmp_path))["eval/accuracy"] > 0.6  # chance: 0.1
+    assert train_and_evaluate(config, str(tmp_path))["eval/accuracy"] > 0.3  # chance: 0.1
     assert read_metrics(tmp_path)[-1]["train/sd_dropout"] > 0
 
 
