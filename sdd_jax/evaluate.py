@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from sdd_jax import hosts
 from sdd_jax.config import complete, complete_record
 from sdd_jax.devices import replicate
 from sdd_jax.errors import InputError, within, writing
@@ -127,7 +128,7 @@ def evaluate_workdir(
     }
 
     # --------------------------------------------------------------------- records and report
-    if jax.process_index() == 0:
+    if hosts.first():
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         plots = {check: pictures(by_run, folders) for check, by_run in results.items()}
         new = {

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
+from sdd_jax import hosts
 from sdd_jax.config import complete, is_operational
 from sdd_jax.errors import InputError, require, writing
 from sdd_jax.paths import local_path
@@ -161,7 +161,7 @@ def train_and_select(
             outcomes.append(_run(candidate, folder, trust_imports=trust_imports))
         selected = select(outcomes)
         card = given / CARD_FILE
-        if jax.process_index() == 0:
+        if hosts.first():
             record = {
                 "sweep": {field: list(values) for field, values in grid.items()},
                 "rule": RULE,
@@ -335,6 +335,6 @@ def _figures(outcome: Outcome) -> list[str]:
 
 def _say(message: str) -> None:
     """Prints on the first process."""
-    if jax.process_index() == 0:
+    if hosts.first():
         with writing("standard output"):
             print(message, flush=True)

@@ -236,7 +236,7 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
         for part in (engine, log, checkpoints):
             stack.callback(part.close)
         stop = stack.enter_context(_StopSignal())
-        if not start and config.log_to and jax.process_index() == 0:
+        if not start and config.log_to and hosts.first():
             log.image(0, "training images", augmented_images(experiment))
 
         def evaluate(step: int, values: dict[str, float]) -> bool:

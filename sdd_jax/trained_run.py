@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from sdd_jax import data
+from sdd_jax import data, hosts
 from sdd_jax.config import complete_record
 from sdd_jax.devices import replicate
 from sdd_jax.errors import InputError, require, within, writing
@@ -165,7 +164,7 @@ class TrainedRun:
         target = local_path(folder, field="folder")
         holds_run = (target / "checkpoints").exists()
         require(not holds_run, "folder", os.fspath(folder), "another folder than that of a run")
-        if jax.process_index() != 0:
+        if not hosts.first():
             return
         arrays = {  # safetensors would write other strides in the wrong order
             name: np.asarray(x, order="C")

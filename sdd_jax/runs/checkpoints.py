@@ -312,7 +312,7 @@ class Checkpoints:
         """Moves checkpoints to the folder ``damaged``, so that their steps can be saved again."""
         for step in damaged:
             self._accuracies.pop(step, None)
-            if jax.process_index() == 0:
+            if hosts.first():
                 folder = self._workdir / "damaged"
                 with writing(folder):
                     folder.mkdir(exist_ok=True)

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
+from sdd_jax import hosts
 from sdd_jax.errors import writing
 from sdd_jax.runs.files import write_text
 from sdd_jax.runs.workdir import read_metrics
@@ -54,7 +54,7 @@ class MetricsLog:
         config: Mapping[str, Any] | None = None,
     ):
         self._total, self._steps_per_epoch = total, steps_per_epoch
-        self._first_process = jax.process_index() == 0
+        self._first_process = hosts.first()
         self._tenth: int | None = None  # of the run, at the last line on standard output
         self._writers: list[Writer] = []
         if self._first_process:

@@ -30,6 +30,11 @@ SCALED = (
 FEW = 10  # images in a bin, below which the plot shows it faintly
 SMALLEST_GAP = 0.02  # between accuracy and mean confidence, for a warning
 MOST_CLASSES = 200  # for Dirichlet scaling, whose parameters grow with the square
+SELECTIVE = {
+    "aurc": metrics.area_under_risk_coverage,
+    "augrc": metrics.area_under_generalized_risk_coverage,
+    "coverage_at_5": metrics.coverage_at_risk,
+}
 COLUMNS = {
     "accuracy": ("accuracy %", 100, 2),
     "nll": ("NLL", 1, 4),
@@ -66,13 +71,14 @@ class Calibration(Check):
         log_probs = metrics.log_softmax(evaluator.logits)
         confidence = np.exp(log_probs.max(axis=-1))
         gaps = (log_probs.argmax(axis=-1) == labels) - confidence
-        values = metrics.compute(log_probs, labels, *COMPARED) | {
+        raw = _figures(log_probs, labels)
+        values = {name: raw[name] for name in COMPARED} | {
             "calibration/ece_equal_mass": metrics.expected_calibration_error(
                 log_probs, labels, equal_mass=True
             ),
-            "calibration/classwise_ece": metrics.classwise_calibration_error(log_probs, labels),
+            "calibration/classwise_ece": raw["classwise_ece"],
             "calibration/mce": metrics.maximum_calibration_error(log_probs, labels),
-            **_named("calibration", _selective(log_probs, labels)),
+            **{f"calibration/{name}": raw[name] for name in SELECTIVE},
             "calibration/confidence": float(confidence.mean()),
             "calibration/gap": float(gaps.mean()),
         }
@@ -82,7 +88,7 @@ class Calibration(Check):
         by_image = metrics.contributions(log_probs, labels, "nll", "ece")
         by_image["calibration/aurc"] = metrics.contributions(log_probs, labels, "aurc")["aurc"]
         notes, worsened = [], []
-        rows = {"raw": _figures(log_probs, labels)}
+        rows = {"raw": raw}
         title = "Calibration and selective classification"
         fitted = None
         if "validation" in evaluator.setup.dataset.splits:
@@ -96,7 +102,7 @@ class Calibration(Check):
             found = {name: _figures(mapped, labels) for name, mapped in maps.items()}
             found["logit_norm"] = _selective(log_probs, labels, confidence_by_norm)
             for name, figures in found.items():
-                values |= _named(f"calibration/{name}", figures)
+                values |= {f"calibration/{name}/{key}": value for key, value in figures.items()}
             values["calibration/logit_norm/p"] = p
             if temperature == metrics.LOWEST_TEMPERATURE:
                 notes.append(
@@ -182,19 +188,10 @@ def _figures(log_probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def _selective(
     log_probs: np.ndarray, labels: np.ndarray, confidence: np.ndarray | None = None
 ) -> dict[str, float]:
-    functions = {
-        "aurc": metrics.area_under_risk_coverage,
-        "augrc": metrics.area_under_generalized_risk_coverage,
-        "coverage_at_5": metrics.coverage_at_risk,
-    }
     return {
         name: function(log_probs, labels, confidence=confidence)
-        for name, function in functions.items()
+        for name, function in SELECTIVE.items()
     }
-
-
-def _named(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in figures.items()}
 
 
 def _table(

@@ -36,13 +36,17 @@ def validated(predictions: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np
         )
     if len(labels) == 0:
         return predictions, labels.astype(int)
-    num_classes = predictions.shape[1]
+    check_labels(labels, predictions.shape[1])
+    return predictions, labels
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raises a ValueError unless ``labels`` ``[N]``, at least one, are integers in [0, K)."""
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"labels must be integers in [0, {num_classes}), got {labels.dtype} in "
             f"[{labels.min()}, {labels.max()}]"
         )
-    return predictions, labels
 
 
 def label_log_probs(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sdd_jax.evaluation.metrics._predictions import check_labels
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureMoments:
@@ -83,11 +85,7 @@ def feature_moments(
             )
         if not len(labels):
             continue
-        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(
-                f"labels must be integers in [0, {num_classes}), got {labels.dtype} in "
-                f"[{labels.min()}, {labels.max()}]"
-            )
+        check_labels(labels, num_classes)
         if means is None or scatter is None:
             means = np.zeros((num_classes, features.shape[1]))
             scatter = np.zeros((features.shape[1],) * 2)
