@@ -335,6 +335,7 @@ def _run(main: Callable[[], None]) -> None:
         import jax
 
         from sdd_jax import hosts
+        from sdd_jax.buckets import BucketError
         from sdd_jax.train import Interrupted
 
         try:
@@ -349,6 +350,8 @@ def _run(main: Callable[[], None]) -> None:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             _fail(1, f"out of memory; use a smaller batch or network: {error}")
+        except BucketError as error:
+            _fail(1, f"the bucket cannot be reached: {error}")
         except MemoryError as error:
             _fail(1, f"out of host memory; use smaller data, batches or networks. {error}")
         except Interrupted as stop:

@@ -28,7 +28,7 @@ from sdd_jax.devices import compiling_for
 from sdd_jax.errors import Failure, InputError, require
 from sdd_jax.experiment import Experiment, load_experiment
 from sdd_jax.extras import pip_command
-from sdd_jax.paths import local_path
+from sdd_jax.paths import given_path
 from sdd_jax.runs import Checkpoints, open_workdir, read_config
 from sdd_jax.train import compile_run
 from sdd_jax.training.state import TrainState
@@ -247,7 +247,7 @@ def _teacher(config: ConfigDict) -> Iterator[ConfigDict]:
     if not config.teacher:
         yield config
         return
-    path = local_path(config.teacher, field="config.teacher")
+    path = given_path(config.teacher, field="config.teacher")
     teacher = config.copy_and_resolve_references()
     if path.exists():
         teacher.model = configs.complete_record(read_config(path, field="config.teacher")).model

@@ -5,7 +5,6 @@ The fields at the top are those of :class:`Run`; every section is the signature 
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from sdd_jax.evaluation.checks import checks, default_options
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives, with_sd_dropout
 from sdd_jax.options import Count, Size
+from sdd_jax.paths import Path, given_path, is_file
 from sdd_jax.runs import differing, imports, read_record, replace_duration, write_config
 from sdd_jax.runs.workdir import CONFIG_FILE
 from sdd_jax.training.optimizers import optimizers
@@ -190,7 +190,7 @@ def _validated_evaluation(values: dict[str, Any], known: Sequence[str]) -> dict[
 
 
 def record(
-    workdir: pathlib.Path,
+    workdir: Path,
     config: ConfigDict,
     facts: Mapping[str, Mapping[str, Any]],
     *,
@@ -214,7 +214,8 @@ def record(
     """
     path = workdir / CONFIG_FILE
     if not path.exists() and not path.is_symlink():
-        if (workdir / "checkpoints").is_dir() and os.listdir(workdir / "checkpoints"):
+        checkpoints = workdir / "checkpoints"
+        if checkpoints.is_dir() and any(checkpoints.iterdir()):
             raise InputError(
                 f"{workdir} holds checkpoints, but no {CONFIG_FILE} that says of which run; "
                 "put it back, or choose another workdir",
@@ -238,7 +239,7 @@ def record(
         replace_duration(workdir, config.duration)
 
 
-def _check_imports(workdir: pathlib.Path, config: ConfigDict, theirs: ConfigDict) -> None:
+def _check_imports(workdir: Path, config: ConfigDict, theirs: ConfigDict) -> None:
     """Requires the same modules and files of the same content; ``theirs`` then names ours."""
     ours, kept = config.imports, imports.names(theirs)
     pairs = list(zip(ours, kept, strict=False))
@@ -248,7 +249,11 @@ def _check_imports(workdir: pathlib.Path, config: ConfigDict, theirs: ConfigDict
         return
     for mine, copy in pairs:
         namesakes = os.path.basename(mine) == os.path.basename(copy)
-        if namesakes and os.path.isfile(copy) and not imports.same(mine, copy):
+        if (
+            namesakes
+            and is_file(given_path(copy, field="--workdir"))
+            and not imports.same(mine, copy)
+        ):
             raise InputError(
                 f"{mine} has changed since the run in {workdir} began; choose another workdir, or put "
                 f"the file back from {copy}",
@@ -258,7 +263,7 @@ def _check_imports(workdir: pathlib.Path, config: ConfigDict, theirs: ConfigDict
     _refuse(workdir, "config", different)
 
 
-def with_kept_imports(config: ConfigDict, workdir: pathlib.Path, *, trusted: bool) -> ConfigDict:
+def with_kept_imports(config: ConfigDict, workdir: Path, *, trusted: bool) -> ConfigDict:
     """The config with the run's copies in place of imported files that are no longer there.
 
     Args:
@@ -286,7 +291,7 @@ def with_kept_imports(config: ConfigDict, workdir: pathlib.Path, *, trusted: boo
     return config
 
 
-def _refuse(workdir: pathlib.Path, what: str, different: Sequence[str]) -> None:
+def _refuse(workdir: Path, what: str, different: Sequence[str]) -> None:
     if different:
         raise InputError(
             f"{workdir} holds a run with another {what} ({'; '.join(different)}); "

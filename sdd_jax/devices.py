@@ -22,7 +22,7 @@ from jax.experimental.multihost_utils import host_local_array_to_global_array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdd_jax.errors import InputError, require
-from sdd_jax.paths import is_remote
+from sdd_jax.paths import cache_folder, is_remote
 
 AXIS = "batch"
 CACHE_FOLDER = ".jax_cache"
@@ -225,6 +225,8 @@ def let_cpu_collectives_wait() -> None:
 def enable_compilation_cache(workdir: str) -> None:
     """Enables JAX's persistent compilation cache in the folder ``.jax_cache`` beside the workdir.
 
+    That of a run in a bucket is in the user's folder of caches, see :func:`sdd_jax.paths.cache_folder`.
+
     JAX executes what it reads from there, so the folder must belong to this user and be writable by
     nobody else; a new one is created that way. Otherwise a warning is logged and there is no cache. If
     the user has set ``JAX_COMPILATION_CACHE_DIR``, that folder is used as it is.
@@ -237,10 +239,10 @@ def enable_compilation_cache(workdir: str) -> None:
     """
     # getattr, because JAX defines the attributes of its config at run time.
     cache_dir = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
-    # A remote folder is refused by the program; as a local path it would be a folder such as "gs:".
-    if cache_dir is not None or not hasattr(os, "geteuid") or is_remote(workdir):
+    if cache_dir is not None or not hasattr(os, "geteuid"):
         return
-    folder = pathlib.Path(os.path.expanduser(workdir)).absolute().parent / CACHE_FOLDER
+    beside = pathlib.Path(os.path.expanduser(workdir)).absolute().parent
+    folder = (cache_folder() if is_remote(workdir) else beside) / CACHE_FOLDER
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()

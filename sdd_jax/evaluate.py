@@ -5,7 +5,6 @@ import datetime
 import itertools
 import logging
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from sdd_jax.evaluation.plots import Picture, pictures
 from sdd_jax.evaluation.report import Report, Section
 from sdd_jax.evaluation.results import MISSING
 from sdd_jax.experiment import load_setup
-from sdd_jax.paths import local_path
+from sdd_jax.paths import Path, given_path
 from sdd_jax.runs import (
     TrainedNetwork,
     changed_data,
@@ -172,7 +171,7 @@ def evaluate_workdir(
     return {"step": step} | metrics
 
 
-def _log_plots(workdir: pathlib.Path, config: Any, step: int, plots: Iterable[Picture]) -> None:
+def _log_plots(workdir: Path, config: Any, step: int, plots: Iterable[Picture]) -> None:
     """Passes plots to the run's metric writers; one that cannot be used here is no reason to fail."""
     opened = []
     for name in config.log_to:
@@ -189,11 +188,11 @@ def _log_plots(workdir: pathlib.Path, config: Any, step: int, plots: Iterable[Pi
         writer.close()
 
 
-def _folders(workdirs: Sequence[str | os.PathLike]) -> dict[str, pathlib.Path]:
+def _folders(workdirs: Sequence[str | os.PathLike]) -> dict[str, Path]:
     """Folders by name: the last part of the path, or the whole path where two runs share it."""
     first, *others = workdirs
-    folders = [local_path(first, field="--workdir")]
-    folders += [local_path(workdir, field="--compare") for workdir in others]
+    folders = [given_path(first, field="--workdir")]
+    folders += [given_path(workdir, field="--compare") for workdir in others]
     names = [folder.absolute().name for folder in folders]
     by_name = {
         name if names.count(name) == 1 else str(folder): folder
@@ -206,16 +205,16 @@ def _folders(workdirs: Sequence[str | os.PathLike]) -> dict[str, pathlib.Path]:
     return by_name
 
 
-def _results_folder(workdir: pathlib.Path, output: str | os.PathLike | None) -> pathlib.Path:
+def _results_folder(workdir: Path, output: str | os.PathLike | None) -> Path:
     if output:
-        return local_path(output, field="--output")
+        return given_path(output, field="--output")
     folder = workdir / "eval"
     if folder.is_symlink():  # not of this run, perhaps not of its author
         raise InputError(f"{folder} is a link; choose a folder with --output", field="--workdir")
     return folder
 
 
-def _config(folder: pathlib.Path, overrides: Mapping[str, Any], field: str) -> Any:
+def _config(folder: Path, overrides: Mapping[str, Any], field: str) -> Any:
     config = complete_record(read_config(folder, field=field))
     config.update_from_flattened_dict(dict(overrides))
     return complete(config)
@@ -229,7 +228,7 @@ def _reasons(check: Check, setups: Mapping[str, EvaluationSetup]) -> dict[str, s
 
 
 def _facts(
-    config: Any, setup: EvaluationSetup, trained: TrainedNetwork, folder: pathlib.Path, time: str
+    config: Any, setup: EvaluationSetup, trained: TrainedNetwork, folder: Path, time: str
 ) -> dict[str, str]:
     term = config.sd_dropout
     sd_dropout = f"weight {term.weight:g}, rate {term.rate:g}, temperature {term.temperature:g}"
@@ -251,7 +250,7 @@ def _facts(
 
 
 def _recorded_section(
-    check: str, record: records.CheckRecord, run: str, step: int, folder: pathlib.Path
+    check: str, record: records.CheckRecord, run: str, step: int, folder: Path
 ) -> Section:
     """The section of a check that this evaluation does not repeat."""
     time = datetime.datetime.fromisoformat(record.time)

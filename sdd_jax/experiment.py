@@ -21,7 +21,7 @@ from sdd_jax.dropout import exclusive_masks_fit
 from sdd_jax.errors import InputError, require, within
 from sdd_jax.evaluation import EvaluationSetup
 from sdd_jax.models import pretrained
-from sdd_jax.paths import local_path
+from sdd_jax.paths import given_path
 from sdd_jax.prng import example_keys, settings, stream_key
 from sdd_jax.runs import (
     TrainedNetwork,
@@ -384,7 +384,7 @@ def _load_teacher(config: ConfigDict, dataset: data.Dataset) -> TrainedNetwork:
     field, workdir = "config.teacher", config.teacher
     if not workdir:
         raise InputError("must be the workdir of a finished run, got ''", field=field)
-    folder = local_path(workdir, field=field)
+    folder = given_path(workdir, field=field)
     teacher = complete_record(read_config(folder, field=field))
     for name, ours in config.dataset.items():
         theirs = teacher.dataset[name]

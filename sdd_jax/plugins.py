@@ -7,12 +7,12 @@ import importlib.machinery
 import importlib.util
 import logging
 import os
-import pathlib
 import sys
 import types
 from collections.abc import Iterable
 
 from sdd_jax.errors import InputError
+from sdd_jax.paths import given_path, is_file, is_remote
 
 _executed: dict[str, bytes] = {}  # by path: the source of each file that this process executed
 
@@ -104,16 +104,16 @@ def _load_file(name: str) -> str:
 
 
 def _absolute(name: str) -> str:
-    return os.path.abspath(os.path.expanduser(name))
+    return name if is_remote(name) else os.path.abspath(os.path.expanduser(name))
 
 
 def _read(path: str, name: str) -> bytes:
-    if not os.path.isfile(path):
+    if not is_file(given_path(path, field="imports")):
         raise InputError(
             f"must be Python files or modules, there is no file {name!r}", field="imports"
         )
     try:
-        return pathlib.Path(path).read_bytes()
+        return given_path(path, field="imports").read_bytes()
     except OSError as error:
         raise _failure(name, error) from error
 
@@ -137,7 +137,7 @@ def _content(path: str) -> bytes | None:
 
 def _on_disk(path: str) -> bytes | None:
     try:
-        return pathlib.Path(path).read_bytes()
+        return given_path(path, field="imports").read_bytes()
     except (OSError, ValueError):  # not there, or no name of a file
         return None
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import pathlib
 import pprint
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from sdd_jax import hosts
 from sdd_jax.config import complete, is_operational
 from sdd_jax.errors import InputError, require, writing
-from sdd_jax.paths import local_path
+from sdd_jax.paths import Path, given_path
 from sdd_jax.runs import open_workdir, read_metrics, write_text
 from sdd_jax.runs.workdir import CONFIG_FILE
 from sdd_jax.train import NonFiniteLossError, train_and_evaluate
@@ -137,7 +136,7 @@ def train_and_select(
       WriteError: a file cannot be written.
       Interrupted: SIGTERM or Ctrl-C; the state of the run is saved, the same call resumes.
     """
-    given = local_path(workdir, field="--workdir")
+    given = given_path(workdir, field="--workdir")
     require(
         not (given / CONFIG_FILE).exists(),
         "--workdir",
@@ -238,9 +237,7 @@ def table(outcomes: Sequence[Outcome], selected: Outcome) -> str:
     )
 
 
-def recipe_card(
-    selected: Outcome, grid: Mapping[str, Sequence[Any]], path: str | pathlib.Path
-) -> str:
+def recipe_card(selected: Outcome, grid: Mapping[str, Sequence[Any]], path: str | Path) -> str:
     """The text of a recipe card with the selected config.
 
     Args:
@@ -310,7 +307,7 @@ def _candidate(base: Mapping[str, Any], values: Mapping[str, Any]) -> Candidate:
         raise InputError(str(error), field=FIELD) from error
 
 
-def _run(candidate: Candidate, folder: pathlib.Path, *, trust_imports: bool) -> Outcome:
+def _run(candidate: Candidate, folder: Path, *, trust_imports: bool) -> Outcome:
     """Trains a candidate, unless its run is finished."""
     workdir = folder / candidate.name
     try:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import pathlib
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from sdd_jax.devices import AXIS, replicate
 from sdd_jax.errors import Failure, InputError, require, writing
 from sdd_jax.evaluation import Evaluator
 from sdd_jax.experiment import Experiment, load_experiment
-from sdd_jax.paths import local_path
+from sdd_jax.paths import Path, given_path
 from sdd_jax.prng import example_keys
 from sdd_jax.runs import (
     Checkpoints,
@@ -97,10 +96,10 @@ def train_and_evaluate(
     """
     with hosts.together():
         # Refuses a remote folder before the data are loaded.
-        given = local_path(workdir, field="--workdir")
+        given = given_path(workdir, field="--workdir")
         config = configs.with_kept_imports(config, given, trusted=trust_imports)
         if trust_imports and config.teacher:
-            load_imports(local_path(config.teacher, field="config.teacher"), field="config.teacher")
+            load_imports(given_path(config.teacher, field="config.teacher"), field="config.teacher")
         experiment = load_experiment(config)
         writers.installed(experiment.config.log_to)
         facts = experiment.facts()
@@ -132,7 +131,7 @@ def _require_same_run(ours: dict[str, Any]) -> None:
             raise InputError(f"all processes must train the same run; {'; '.join(different)}")
 
 
-def check_longer(experiment: Experiment, folder: pathlib.Path, former: str) -> None:
+def check_longer(experiment: Experiment, folder: Path, former: str) -> None:
     """Requires that the steps of a run of the duration ``former`` are the first of this experiment.
 
     Raises:
@@ -198,7 +197,7 @@ def _programs(experiment: Experiment, totals: Sequence[int], step: int) -> set[s
     return programs
 
 
-def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
+def _train(experiment: Experiment, folder: Path) -> dict[str, float]:
     config, dataset, engine = experiment.config, experiment.setup.dataset, experiment.engine
     total = experiment.total_steps
 
@@ -280,6 +279,7 @@ def _train(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
                 run.check()
                 log.write(step, values)
                 if saving or stopping:
+                    log.flush()  # a resumed run begins after the lines of its checkpoint
                     accuracy = values.get("validation/accuracy")
                     checkpoints.save(step, state, validation_accuracy=accuracy)
                     run.check()  # Orbax would create the folder again
@@ -341,7 +341,7 @@ def compile_run(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[
     return compile_train_call(step, experiment.engine.gather, experiment.config.parallel)
 
 
-def _finish(folder: pathlib.Path, step: int, values: dict[str, float]) -> dict[str, float]:
+def _finish(folder: Path, step: int, values: dict[str, float]) -> dict[str, float]:
     """Reports the end of the run; returns its last evaluation."""
     with writing("standard output"):
         print(
@@ -382,7 +382,7 @@ def call_end(experiment: Experiment, step: int) -> int:
     return min(grid, last)
 
 
-def _logged_line(folder: pathlib.Path, step: int) -> dict[str, Any]:
+def _logged_line(folder: Path, step: int) -> dict[str, Any]:
     """The last log line of a step; empty if there is none."""
     lines = [line for line in read_metrics(folder) if line["step"] == step]
     return lines[-1] if lines else {}

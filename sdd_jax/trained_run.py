@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from sdd_jax.experiment import sd_dropout_rate
 from sdd_jax.mc_dropout import DropoutEnsemble, Prediction
 from sdd_jax.models import pretrained
 from sdd_jax.options import Positive, Size, validate
-from sdd_jax.paths import local_path
+from sdd_jax.paths import Path, given_path
 from sdd_jax.runs import (
     abstract_variables,
     build_network,
@@ -161,7 +160,7 @@ class TrainedRun:
           InputError: the folder holds a run.
           WriteError: a file cannot be written.
         """
-        target = local_path(folder, field="folder")
+        target = given_path(folder, field="folder")
         holds_run = (target / "checkpoints").exists()
         require(not holds_run, "folder", os.fspath(folder), "another folder than that of a run")
         if not hosts.first():
@@ -259,7 +258,7 @@ def load(
       >>> run = sdd_jax.load("runs/digits")  # doctest: +SKIP
       >>> run.predict(images).argmax(axis=-1)  # doctest: +SKIP
     """
-    folder = local_path(path, field=FIELD)
+    folder = given_path(path, field=FIELD)
     record = read_record(folder, field=FIELD)
     if not trust_imports:
         read_config(folder, field=FIELD)  # refuses a config that imports files
@@ -301,7 +300,7 @@ def _network_options(
 
 
 def _network(
-    folder: pathlib.Path, record: Mapping[str, Any], config: ConfigDict, given: dict[str, Any]
+    folder: Path, record: Mapping[str, Any], config: ConfigDict, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The number of classes, shape, mean and std: as given, as recorded, or else of the data set."""
     known = _recorded(folder, record, config) | given
@@ -319,9 +318,7 @@ def _network(
     return network
 
 
-def _recorded(
-    folder: pathlib.Path, record: Mapping[str, Any], config: ConfigDict
-) -> dict[str, Any]:
+def _recorded(folder: Path, record: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
     """What the record states; version 0.2 wrote the number of classes and the shape with the data."""
     try:
         if "network" in record:
@@ -337,9 +334,7 @@ def _recorded(
         ) from error
 
 
-def _of_data_set(
-    folder: pathlib.Path, config: ConfigDict, missing: Sequence[str]
-) -> dict[str, Any]:
+def _of_data_set(folder: Path, config: ConfigDict, missing: Sequence[str]) -> dict[str, Any]:
     try:
         dataset = data.load(config.seed, **config.dataset)
         if different := changed_data(folder, dataset, field=FIELD):
@@ -355,7 +350,7 @@ def _of_data_set(
 
 
 def _exported(
-    folder: pathlib.Path, record: Mapping[str, Any], like: dict[str, Any]
+    folder: Path, record: Mapping[str, Any], like: dict[str, Any]
 ) -> tuple[int, float | None, dict[str, Any]]:
     """Step, temperature and variables of an export."""
     file = folder / pretrained.FILE
@@ -374,7 +369,7 @@ def _exported(
         return step, temperature, pretrained.matched(named, like, file)
 
 
-def _fitted_temperature(folder: pathlib.Path, step: int) -> float | None:
+def _fitted_temperature(folder: Path, step: int) -> float | None:
     """The temperature that the check ``calibration`` recorded at this step, if it can be used."""
     record = records.read(folder / "eval").get("calibration")
     if record is None or record.step != step:

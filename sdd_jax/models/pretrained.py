@@ -11,7 +11,6 @@ The logits are then those of PyTorch, for images normalised as that network expe
 
 import hashlib
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,7 +21,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdd_jax.errors import InputError, within
-from sdd_jax.paths import local_path
+from sdd_jax.paths import Path, given_path
 
 FILE = "model.safetensors"  # in the folder of a saved network
 HEAD = "params/classifier/"
@@ -80,7 +79,7 @@ def start_from(variables: Mapping[str, Any], path: str | os.PathLike) -> dict[st
         return _start_from(variables, weights_file(path))
 
 
-def _start_from(variables: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
+def _start_from(variables: Mapping[str, Any], file: Path) -> dict[str, Any]:
     arrays: dict[str, Any] = read(file)
     ours: dict[str, Any] = flatten_dict(variables, sep="/")
     if any(name.startswith("params/") for name in arrays):
@@ -102,7 +101,7 @@ def _for_other_classes(theirs: Any, ours: Any) -> bool:
 
 
 def matched(
-    named: Mapping[str, tuple[str, Any]], variables: Mapping[str, Any], file: pathlib.Path
+    named: Mapping[str, tuple[str, Any]], variables: Mapping[str, Any], file: Path
 ) -> dict[str, Any]:
     """Arranges arrays as ``variables``.
 
@@ -124,13 +123,13 @@ def matched(
     return {part: filled.get(part, {}) for part in variables}
 
 
-def weights_file(path: str | os.PathLike) -> pathlib.Path:
+def weights_file(path: str | os.PathLike) -> Path:
     """The safetensors file that a path of a file or folder stands for."""
-    file = local_path(path, field="")
+    file = given_path(path, field="")
     return file / FILE if file.is_dir() else file
 
 
-def read(file: pathlib.Path) -> dict[str, np.ndarray]:
+def read(file: Path) -> dict[str, np.ndarray]:
     """Reads all arrays of a safetensors file.
 
     Raises:
@@ -156,7 +155,7 @@ def digest(path: str | os.PathLike) -> str:
         return hashlib.sha256(_content(weights_file(path))).hexdigest()
 
 
-def _content(file: pathlib.Path) -> bytes:
+def _content(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: an invalid file name

@@ -26,12 +26,15 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from sdd_jax import hosts
+from sdd_jax.buckets import BucketPath, failing_as_on_disk
 from sdd_jax.errors import InputError, WriteError, writing
+from sdd_jax.paths import Path
 from sdd_jax.runs.workdir import read_metrics
 
 _logger = logging.getLogger(__name__)
 # A file is not there, which is damage. Orbax sets no error number, and may mean anything.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, None)
+_COMMITTED = "commit_success.txt"  # Orbax writes it last, in a bucket
 _OPTIMIZED_NETWORK = re.compile(r"(opt_state/.*?)/params/")
 
 
@@ -47,7 +50,7 @@ class Checkpoints:
       WriteError: the folder cannot be created.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 3, read_only: bool = False):
+    def __init__(self, workdir: Path, *, keep: int = 3, read_only: bool = False):
         self._workdir = workdir.absolute()
         self._directory = self._workdir / "checkpoints"
         self._keep, self._read_only = keep, read_only
@@ -73,17 +76,21 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints in increasing order; an unfinished one has a longer name.
+        """The steps of the checkpoints in increasing order, without unfinished ones.
+
+        On a disk an unfinished one has a longer name; in a bucket it lacks Orbax's mark.
 
         Raises:
           InputError: the folder cannot be read.
         """
         try:
-            names = os.listdir(self._directory)
-        except FileNotFoundError:
-            return []
+            if isinstance(self._directory, BucketPath):
+                names = [mark.parent.name for mark in self._directory.glob(f"*/{_COMMITTED}")]
+            else:
+                names = _names(self._directory)
         except OSError as error:
-            raise InputError(f"{self._directory} cannot be read: {error.strerror}") from error
+            reason = error.strerror or error
+            raise InputError(f"{self._directory} cannot be read: {reason}") from error
         return sorted({int(name) for name in names if _is_number(name)})
 
     def best_step(self) -> int | None:
@@ -229,7 +236,7 @@ class Checkpoints:
     def _require_nothing_damaged(self) -> None:
         """Raises an InputError if the folder ``damaged`` holds all that is left of a run."""
         damaged = self._workdir / "damaged"
-        if damaged.is_dir() and os.listdir(damaged):
+        if _names(damaged):
             raise InputError(
                 f"{self._workdir} has no checkpoint but those in {damaged}; put back a copy of one, or "
                 "choose another workdir"
@@ -240,11 +247,10 @@ class Checkpoints:
         try:
             if isinstance(error, OSError) and error.errno not in _ABSENT:
                 raise error
-            for folder, _, names in os.walk(self._directory / str(step), onerror=_raise):
-                for name in names:
-                    with open(os.path.join(folder, name), "rb") as file:
-                        while file.read(2**20):
-                            pass
+            for path in _files(self._directory / str(step)):
+                with path.open("rb") as file:
+                    while file.read(2**20):
+                        pass
         except OSError as failure:
             if failure.errno not in _ABSENT:
                 raise InputError(
@@ -316,7 +322,7 @@ class Checkpoints:
                 folder = self._workdir / "damaged"
                 with writing(folder):
                     folder.mkdir(exist_ok=True)
-                    taken = os.listdir(folder)
+                    taken = _names(folder)
                     number = next(n for n in itertools.count() if f"{step}-{n}" not in taken)
                     (self._directory / str(step)).rename(folder / f"{step}-{number}")
         if "_manager" in self.__dict__:
@@ -358,15 +364,33 @@ def _is_number(text: str) -> bool:
     return re.fullmatch("[0-9]+", text) is not None
 
 
+def _names(folder: Path) -> list[str]:
+    """The names in a folder; none if it is not there."""
+    try:
+        return [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder."""
+    if isinstance(folder, BucketPath):
+        yield from folder.objects()
+        return
+    for parent, _, names in os.walk(folder, onerror=_raise):
+        yield from (pathlib.Path(parent, name) for name in names)
+
+
 def _raise(error: OSError) -> None:
     raise error
 
 
 @contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     """Converts the errors that Orbax raises while it writes ``path`` to a :class:`WriteError`."""
     try:
-        yield
+        with failing_as_on_disk() if isinstance(path, BucketPath) else contextlib.nullcontext():
+            yield
     except (OSError, ValueError) as error:  # TensorStore raises ValueError with a long message
         if lost := hosts.lost(error):
             raise lost from error

@@ -5,7 +5,6 @@ A checksum detects damage and exchange, not an author who computed it anew.
 """
 
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sdd_jax import plugins
 from sdd_jax.errors import InputError, writing
+from sdd_jax.paths import Path, given_path, is_file
 from sdd_jax.runs.files import write_bytes
 
 FOLDER = "imports"
@@ -28,7 +28,7 @@ def names(config: ConfigDict) -> tuple[str, ...]:
     )
 
 
-def keep(workdir: pathlib.Path, config: ConfigDict) -> dict[str, dict[str, str]]:
+def keep(workdir: Path, config: ConfigDict) -> dict[str, dict[str, str]]:
     """Copies the files that a config imports to ``imports/NAME.py``, or ``imports/N/NAME.py``.
 
     A copy is what this process executed, also where the file has been edited since.
@@ -58,7 +58,7 @@ def keep(workdir: pathlib.Path, config: ConfigDict) -> dict[str, dict[str, str]]
     return section
 
 
-def copies(workdir: pathlib.Path, record: Mapping[str, Any], *, field: str) -> tuple[str, ...]:
+def copies(workdir: Path, record: Mapping[str, Any], *, field: str) -> tuple[str, ...]:
     """The imports of a run with the paths of its copies in place of their originals.
 
     A run of an earlier version has no copies; its imports stay as they are.
@@ -78,7 +78,7 @@ def copies(workdir: pathlib.Path, record: Mapping[str, Any], *, field: str) -> t
     )
 
 
-def _intact(workdir: pathlib.Path, kept: Mapping[str, str], *, field: str) -> str:
+def _intact(workdir: Path, kept: Mapping[str, str], *, field: str) -> str:
     copy, sha256 = kept["copy"], kept["sha256"]
     if not _COPY.fullmatch(copy):
         raise ValueError(f"{copy!r} is not in {FOLDER}/")
@@ -131,6 +131,6 @@ def gone(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
         if name.endswith(".py")
         and os.path.basename(name) == os.path.basename(copy)
         and plugins.not_loaded([name])
-        and not os.path.isfile(os.path.expanduser(name))
-        and os.path.isfile(copy)
+        and not is_file(given_path(name, field="config.imports"))
+        and is_file(given_path(copy, field="--workdir"))
     }

@@ -1,7 +1,6 @@
 """The log of a run: metrics.jsonl, the terminal and the metric writers."""
 
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,9 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from sdd_jax import hosts
+from sdd_jax.buckets import BucketPath
 from sdd_jax.errors import writing
-from sdd_jax.runs.files import write_text
-from sdd_jax.runs.workdir import read_metrics
+from sdd_jax.paths import Path
+from sdd_jax.runs.files import GrowingObject, write_bytes
+from sdd_jax.runs.workdir import METRICS_FILE, read_metrics
 from sdd_jax.runs.writers import Writer
 
 LIVE_LINE = "{percentage:3.0f}% {bar} {n}/{total} steps, {remaining} left{postfix}"
@@ -45,7 +46,7 @@ class MetricsLog:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: Path,
         *,
         start: int,
         total: int,
@@ -55,11 +56,15 @@ class MetricsLog:
     ):
         self._total, self._steps_per_epoch = total, steps_per_epoch
         self._first_process = hosts.first()
+        self._object: GrowingObject | None = None
         self._tenth: int | None = None  # of the run, at the last line on standard output
         self._writers: list[Writer] = []
         if self._first_process:
-            self._path = workdir / "metrics.jsonl"
-            self._rewrite([line for line in read_metrics(workdir) if line["step"] <= start])
+            self._path = workdir / METRICS_FILE
+            self._lines = [line for line in read_metrics(workdir) if line["step"] <= start]
+            if isinstance(self._path, BucketPath):
+                self._object = GrowingObject(self._path, self._text)
+            self._rewrite()
             for writer in writers:
                 self._writers.append(writer(workdir, start=start, config=config or {}))
         self._bar = tqdm(
@@ -72,13 +77,12 @@ class MetricsLog:
         if not self._first_process:
             return
         line = {"step": step, "epoch": round(step / self._steps_per_epoch, 4)} | values
-        if step == self._last_step:
-            *before, last = read_metrics(self._path.parent)
-            self._rewrite([*before, last | line])
+        if self._lines and step == self._lines[-1]["step"]:
+            self._lines[-1] |= line
+            self._rewrite()
         else:
-            with writing(self._path), self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            self._last_step = step
+            self._lines.append(line)
+            self._append(line)
         for writer in self._writers:
             writer.scalars(step, values)
         self.advance(step)
@@ -111,15 +115,33 @@ class MetricsLog:
                 self._bar.write(message, file=sys.stdout)
                 sys.stdout.flush()
 
+    def flush(self) -> None:
+        """Writes what is pending; only in a bucket, which cannot append, there is anything."""
+        for part in (*filter(None, [self._object]), *self._writers):
+            part.flush()
+
     def close(self) -> None:
-        """Removes the live line and closes the writers."""
+        """Removes the live line, writes what is pending and closes the writers."""
         self._bar.close()
+        self.flush()
         for writer in self._writers:
             writer.close()
 
-    def _rewrite(self, lines: list[dict[str, float]]) -> None:
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._last_step = lines[-1]["step"] if lines else None
+    def _text(self) -> bytes:
+        return "".join(json.dumps(line) + "\n" for line in self._lines).encode()
+
+    def _append(self, line: dict[str, float]) -> None:
+        if self._object is not None:
+            self._object.grown()
+            return
+        with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _rewrite(self) -> None:
+        if self._object is not None:
+            self._object.grown()
+        else:
+            write_bytes(self._path, self._text())
 
 
 def _shown(formats: Mapping[str, str], values: Mapping[str, float], prefix: str = "") -> list[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from sdd_jax import models
 from sdd_jax.data import Dataset
 from sdd_jax.devices import AXIS
 from sdd_jax.errors import InputError
-from sdd_jax.paths import local_path
+from sdd_jax.paths import Path, given_path
 from sdd_jax.runs.checkpoints import Checkpoints
 from sdd_jax.runs.workdir import differing, read_config, read_record
 
@@ -58,7 +57,7 @@ def load_trained_network(
       InputError: there is no run, no such checkpoint, or none that can be read; or the run's config
         imports files that have not been loaded, see :func:`sdd_jax.runs.load_imports`.
     """
-    folder = local_path(workdir, field=field)
+    folder = given_path(workdir, field=field)
     config = read_config(folder, field=field)
     model = build_network(config, dataset.num_classes)
     like = abstract_variables(model, dataset.image_shape)
@@ -86,7 +85,7 @@ def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> dict[str
 
 
 def restore(
-    folder: pathlib.Path, like: dict[str, Any], checkpoint: str | int, *, field: str
+    folder: Path, like: dict[str, Any], checkpoint: str | int, *, field: str
 ) -> tuple[int, dict[str, Any]]:
     """Restores the step and the variables of a checkpoint.
 
@@ -135,5 +134,5 @@ def changed_data(
       InputError: there is no record, or it cannot be read.
     """
     ours = {"data": dataset.fingerprint()}
-    recorded = read_record(local_path(workdir, field=field), field=field)
+    recorded = read_record(given_path(workdir, field=field), field=field)
     return differing(ours, {"data": recorded.get("data", ours["data"])})

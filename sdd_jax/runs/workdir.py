@@ -19,23 +19,25 @@ import jax
 from ml_collections import ConfigDict
 
 from sdd_jax import hosts, plugins
+from sdd_jax.buckets import BucketPath
 from sdd_jax.errors import InputError, WriteError, require, within
-from sdd_jax.paths import local_path
-from sdd_jax.runs import imports
+from sdd_jax.paths import Path, given_path
+from sdd_jax.runs import imports, leases
 from sdd_jax.runs.files import locked, write_text
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = "lock"
 PACKAGES = ("sdd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @contextlib.contextmanager
-def open_workdir(path: str) -> Iterator[pathlib.Path]:
+def open_workdir(path: str) -> Iterator[Path]:
     """Creates the folder if necessary and locks it for this run.
 
     Raises:
-      InputError: the folder is remote or not writable, another process trains in it, or the hosts of
-        this run do not share it.
+      InputError: the folder is not writable, another process trains in it, or the hosts of this run do
+        not share it.
     """
     with contextlib.ExitStack() as stack:
         with hosts.together():
@@ -46,40 +48,43 @@ def open_workdir(path: str) -> Iterator[pathlib.Path]:
         yield workdir
 
 
-def _created(path: str) -> pathlib.Path:
-    workdir = local_path(path, field="--workdir").absolute()
+def _created(path: str) -> Path:
+    workdir = given_path(path, field="--workdir").absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable-{os.getpid()}"
-        probe.touch()
+        probe.write_bytes(b"")
         probe.unlink()
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = getattr(error, "strerror", None) or error
+        if isinstance(workdir, BucketPath) and isinstance(error, FileNotFoundError):
+            reason = "no such bucket"
         raise InputError(f"must be writable, got {path!r} ({reason})", field="--workdir") from error
     return workdir
 
 
 @contextlib.contextmanager
-def _lock(workdir: pathlib.Path) -> Iterator[None]:
+def _lock(workdir: Path) -> Iterator[None]:
     """Holds the lock of the workdir."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(workdir / "lock", wait=False))
+            stack.enter_context(locked(workdir / LOCK_FILE, wait=False))
         except BlockingIOError as error:
+            owner = f": {error}" if error.errno is None else ""  # known of a lease
             raise InputError(
-                f"must not be in use, another process trains in {workdir}", field="--workdir"
+                f"must not be in use, another process trains in {workdir}{owner}", field="--workdir"
             ) from error
         yield
 
 
-def _require_shared(workdir: pathlib.Path) -> None:
+def _require_shared(workdir: Path) -> None:
     """Requires that all hosts see a file of the first one."""
     if jax.process_count() == 1:
         return
     mark = workdir / f".shared-{hosts.gather(uuid.uuid4().hex)[0]}"
     with hosts.together():
         if hosts.first():
-            mark.touch()
+            mark.write_bytes(b"")
     try:
         with hosts.together():
             shared = mark.exists()
@@ -90,34 +95,45 @@ def _require_shared(workdir: pathlib.Path) -> None:
 
 
 class SameRun:
-    """Notices that the folder of a run has been moved, removed or replaced while it trains.
+    """Notices that the folder of a run has been moved, removed or taken over while it trains.
 
-    The run is recognised by its record. (Some network file systems give a folder a new inode.)
+    The run is recognised by its record. (Some network file systems give a folder a new inode.) In a
+    bucket its lease can pass to another process, if this one was held up for longer than a lease lasts.
 
     Args:
       workdir: folder of the run, with its record.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: Path):
         self._workdir, self._record = workdir, _content(workdir / CONFIG_FILE)
+        self._owner = self._lease_owner()
 
     def check(self) -> None:
-        """Raises a WriteError if the folder holds another record, or none."""
+        """Raises a WriteError if the folder holds another record, or none, or has another owner."""
+        if self._lease_owner() != self._owner:
+            raise WriteError(
+                f"{self._workdir} was taken over by another process, or its lock was removed; this run "
+                "could not renew it in time"
+            )
         if _content(self._workdir / CONFIG_FILE) != self._record:
             raise WriteError(
                 f"{self._workdir} was moved or removed while the run trained in it; if it was moved, "
                 "--workdir=ITS_NEW_PATH resumes it"
             )
 
+    def _lease_owner(self) -> str | None:
+        lock = self._workdir / LOCK_FILE
+        return leases.owner(lock) if isinstance(lock, BucketPath) else None
 
-def _content(path: pathlib.Path) -> bytes | None:
+
+def _content(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict, facts: Mapping[str, Any]) -> None:
+def write_config(workdir: Path, config: ConfigDict, facts: Mapping[str, Any]) -> None:
     """Writes ``config.json``: the config and facts, the versions, the commit and the devices of the run.
 
     The Python files that the config imports are copied into the folder first.
@@ -140,7 +156,7 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, facts: Mapping[str, 
     write_text(workdir / CONFIG_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def read_record(workdir: pathlib.Path, *, field: str = "--workdir") -> dict[str, Any]:
+def read_record(workdir: Path, *, field: str = "--workdir") -> dict[str, Any]:
     """Reads ``config.json``; its section ``config`` is a :class:`ConfigDict`.
 
     The files in ``config.imports`` are the copies that the run holds, where it holds copies.
@@ -167,7 +183,7 @@ def read_record(workdir: pathlib.Path, *, field: str = "--workdir") -> dict[str,
         raise InputError(f"{path} cannot be read: {error}", field=field) from error
 
 
-def replace_duration(workdir: pathlib.Path, duration: str) -> None:
+def replace_duration(workdir: Path, duration: str) -> None:
     """Replaces ``config.duration`` in the record of a run; all else stays as it was written."""
     path = workdir / CONFIG_FILE
     record = json.loads(path.read_text(encoding="utf-8"))
@@ -175,7 +191,7 @@ def replace_duration(workdir: pathlib.Path, duration: str) -> None:
     write_text(path, json.dumps(record, indent=2) + "\n")
 
 
-def read_config(workdir: pathlib.Path, *, field: str = "--workdir") -> ConfigDict:
+def read_config(workdir: Path, *, field: str = "--workdir") -> ConfigDict:
     """Reads the config of the run in a workdir, as it was recorded.
 
     Args:
@@ -196,7 +212,7 @@ def read_config(workdir: pathlib.Path, *, field: str = "--workdir") -> ConfigDic
     return config
 
 
-def load_imports(workdir: pathlib.Path, *, field: str = "--workdir") -> None:
+def load_imports(workdir: Path, *, field: str = "--workdir") -> None:
     """Executes the Python files that the config of a run and those of its teachers import.
 
     Args:
@@ -213,7 +229,7 @@ def load_imports(workdir: pathlib.Path, *, field: str = "--workdir") -> None:
         with within(field):
             plugins.load(imports.names(config))
         if teacher := config.get("teacher"):
-            workdir = local_path(teacher, field="config.teacher")
+            workdir = given_path(teacher, field="config.teacher")
 
 
 def differing(
@@ -249,10 +265,10 @@ def _flat(section: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str
     return flat
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+def read_metrics(workdir: Path) -> list[dict[str, float]]:
     """Reads the lines of ``metrics.jsonl``; truncated and damaged lines are skipped."""
     path = workdir / METRICS_FILE
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
     lines = []
     for line in text.split("\n"):
         try:

@@ -230,7 +230,7 @@ def test_damage_to_a_file_is_one_line_or_leaves_valid_labels(save):
     [
         ({"train_labels": "/nowhere.npy"}, "train_labels: there is no file '/nowhere.npy'"),
         ({"train_labels": "/tmp"}, "train_labels: there is no file '/tmp'"),
-        ({"train_labels": "gs://b/l.npy"}, "train_labels: must be on a local or mounted disk"),
+        ({"train_labels": "s3://b/l.npy"}, "train_labels: must be on a local or mounted disk"),
         (
             {"train_labels": "/nowhere.npy", "label_noise": 0.1},
             r"label_noise: must be 0 with train_labels, got 0\.1",

@@ -10,7 +10,7 @@ from numpy.lib import format as npy
 
 from sdd_jax.data.sources import sources
 from sdd_jax.errors import InputError
-from sdd_jax.paths import local_path
+from sdd_jax.paths import given_path, is_file
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -24,12 +24,12 @@ def npz(*, argument: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
       InputError: no such file, not an npz file, damaged, larger than the memory of the machine, or an
         array is missing.
     """
-    path = local_path(data_dir, field="data_dir") / local_path(argument, field="name")
+    path = given_path(argument, field="name", below=given_path(data_dir, field="data_dir"))
     shown = repr(str(path))
-    if not os.path.isfile(path):
+    if not is_file(path):
         raise InputError(f"there is no file {shown} (after npz:)", field="name")
     try:
-        with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's, about the syntax of damaged headers
             missing = [name for name in ARRAYS if f"{name}.npy" not in archive.namelist()]
             arrays = {} if missing else _read(archive)

@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from sdd_jax.buckets import BucketPath
+from sdd_jax.data.copies import on_disk
 from sdd_jax.data.sources import labelled_splits, sources
 from sdd_jax.errors import InputError
 from sdd_jax.extras import pip_command
-from sdd_jax.paths import local_path
+from sdd_jax.paths import cache_folder, given_path
 
 _logger = logging.getLogger(__name__)
 LABELS = ("train_labels", "test_labels")
@@ -42,7 +44,11 @@ def tfds(
     """
     name = argument
     default_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    data_dir = str(local_path(data_dir or default_dir, field="data_dir"))
+    folder = given_path(data_dir or default_dir, field="data_dir")
+    if isinstance(folder, BucketPath):  # ArrayRecord files are read from a disk
+        top = folder / re.split("[/:]", name)[0]
+        folder = on_disk(top, field="data_dir", cache_dir=cache_dir).parent
+    data_dir = str(folder)
     with _readable(name, data_dir):
         arrays, num_classes = _cached(name, data_dir, cache_dir, encoded)
         if encoded:
@@ -80,8 +86,7 @@ class TfdsImageFiles:
 def _cached(name, data_dir, cache_dir, encoded) -> tuple[dict[str, Any], int]:
     """The arrays, or only the labels if the images stay encoded, and the number of classes."""
     names, read = (LABELS, _read_labels) if encoded else (ARRAYS, _decode)
-    root = cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sdd_jax")
-    root = local_path(root, field="cache_dir")
+    root = cache_folder(cache_dir)
     fingerprint = _fingerprint(_folder(name, data_dir))
     if fingerprint is None:
         return read(name, data_dir)

@@ -4,13 +4,13 @@ A writer is a file here that registers a subclass of :class:`Writer`. Only the f
 """
 
 import importlib.util
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from sdd_jax.errors import InputError, require
+from sdd_jax.paths import Path
 from sdd_jax.registry import Registry
 
 FIELD = "config.log_to"
@@ -38,7 +38,7 @@ class Writer:
 
     package: ClassVar[str]
 
-    def __init__(self, workdir: pathlib.Path, *, start: int | None, config: Mapping[str, Any]):
+    def __init__(self, workdir: Path, *, start: int | None, config: Mapping[str, Any]):
         raise NotImplementedError
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -49,8 +49,11 @@ class Writer:
         """Writes an image, uint8 ``[H, W, C]`` with 1, 3 or 4 channels."""
         raise NotImplementedError
 
+    def flush(self) -> None:
+        """Writes what is pending, before a checkpoint; by default, nothing is."""
+
     def close(self) -> None:
-        """Writes what is pending."""
+        """Writes what is pending, and ends."""
         raise NotImplementedError
 
 

@@ -2,13 +2,17 @@
 
 import json
 import pathlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from sdd_jax.buckets import BucketPath
 from sdd_jax.errors import InputError, writing
+from sdd_jax.paths import Path
+from sdd_jax.runs.files import GrowingObject
 from sdd_jax.runs.writers import FIELD, Writer, writers
 
 
@@ -22,7 +26,7 @@ class TensorBoard(Writer):
 
     package = "tensorboardX"
 
-    def __init__(self, workdir: pathlib.Path, *, start: int | None, config: Mapping[str, Any]):
+    def __init__(self, workdir: Path, *, start: int | None, config: Mapping[str, Any]):
         from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -55,23 +59,39 @@ class TensorBoard(Writer):
         """Writes a PNG."""
         self._write(step=step, summary=self._summary.image(name, image, dataformats="HWC"))
 
+    def flush(self) -> None:
+        """Writes the object of a bucket; a file has been written."""
+        if self._object is not None:
+            self._object.flush()
+
     def close(self) -> None:
         """Closes the file."""
         with writing(self._path):
             self._writer.close()
+        self.flush()
+        if self._local is not None:
+            self._local.cleanup()
 
-    def _open(self, folder: pathlib.Path, suffix: str) -> None:
+    def _open(self, folder: Path, suffix: str) -> None:
         from tensorboardX.event_file_writer import EventsWriter
 
-        self._path = folder / "events"  # tensorboardX appends time, host and suffix
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._local = tempfile.TemporaryDirectory() if isinstance(folder, BucketPath) else None
+        place = pathlib.Path(self._local.name) if self._local else folder
+        self._path = place / "events"  # tensorboardX appends time, host and suffix
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(self._path), f".{suffix}")
+        self._object = None
+        if isinstance(folder, BucketPath):
+            (file,) = place.iterdir()
+            self._object = GrowingObject(folder / file.name, file.read_bytes)
 
     def _write(self, **event: Any) -> None:
         with writing(self._path):
             self._writer.write_event(self._event(wall_time=time.time(), **event))
             self._writer.flush()
+        if self._object is not None:
+            self._object.grown()
 
 
 _METRICS = ("eval/accuracy", "eval/nll", "eval/ece", "validation/accuracy", "train/loss")

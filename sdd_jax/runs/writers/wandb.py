@@ -1,7 +1,6 @@
 """Weights & Biases."""
 
 import os
-import pathlib
 import re
 import secrets
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sdd_jax.errors import InputError, require, writing
+from sdd_jax.paths import Path, is_remote
 from sdd_jax.runs.files import write_text
 from sdd_jax.runs.writers import FIELD, Writer, writers
 
@@ -27,7 +27,7 @@ class WeightsAndBiases(Writer):
 
     package = "wandb"
 
-    def __init__(self, workdir: pathlib.Path, *, start: int | None, config: Mapping[str, Any]):
+    def __init__(self, workdir: Path, *, start: int | None, config: Mapping[str, Any]):
         import wandb
 
         self._image = wandb.Image
@@ -38,7 +38,7 @@ class WeightsAndBiases(Writer):
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "sdd_jax"),
-                dir=str(workdir),
+                dir=None if is_remote(workdir) else str(workdir),
                 config=dict(config),
                 settings={"console": "off", "silent": True},
                 **options,
@@ -63,11 +63,11 @@ class WeightsAndBiases(Writer):
             self._run.log(values, step=step)
 
 
-def _run_id(workdir: pathlib.Path) -> str:
+def _run_id(workdir: Path) -> str:
     path = workdir / ID_FILE
     if path.is_symlink() or not path.exists():
         write_text(path, secrets.token_hex(8))
     with writing(path):
-        run_id = path.read_text(encoding="utf-8", errors="replace")
+        run_id = path.read_bytes().decode(errors="replace")
     require(re.fullmatch(r"[\w-]{1,64}", run_id) is not None, str(path), run_id, "the id of a run")
     return run_id
