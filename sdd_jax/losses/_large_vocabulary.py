@@ -2,7 +2,7 @@
 
 The classes are processed in chunks, in one pass forward and one backward. The forward pass keeps running
 statistics per example (a normaliser, and a divergence or the logit of the label) and joins those of each
-chunk to them. The backward pass recomputes the logits of a chunk, turns them into their gradient in
+chunk to them, and likewise those of devices that have other classes. The backward pass recomputes the logits of a chunk, turns them into their gradient in
 closed form, and adds its products to the gradients of features and head. This costs one more matrix
 product than the plain loss; memory grows with the chunk instead of the number of classes.
 
@@ -35,6 +35,7 @@ def linear_cross_entropy(
     bias: jax.Array | None,
     labels: jax.Array,
     *,
+    axis_name: str | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> jax.Array:
     r"""Computes the cross-entropy of a linear head, in the memory of one chunk of its classes.
@@ -55,6 +56,10 @@ def linear_cross_entropy(
         to minus infinity.
       labels: integers ``[...]`` in [0, K). At ignored positions, another number such as -100 gives a
         finite loss and finite gradients, without meaning: exclude them from the mean.
+      axis_name: name of the mesh axis that the classes are sharded over, for a call within ``shard_map``
+        or ``pmap``: each device has the kernel ``[D, K/n]`` and bias of its classes, in order, and all
+        have the same features and
+        labels. None: each has all classes.
       chunk_size: number of classes per chunk. The largest temporary arrays are ``[..., chunk_size]``.
 
     Returns:
@@ -83,8 +88,11 @@ def linear_cross_entropy(
             f"labels must have the shape of features without the last axis, {features.shape[:-1]}, "
             f"got {labels.shape}"
         )
-    features, head, labels = _vary_alike((features, (kernel, bias), labels.astype(jnp.int32)))
-    return _cross_entropy(features, head, labels, chunk_size)
+    labels = labels.astype(jnp.int32)
+    features, head, labels = _vary_alike((features, (kernel, bias), labels), axis_name)
+    if axis_name is not None:  # the index among this device's classes
+        labels -= jax.lax.axis_index(axis_name) * kernel.shape[-1]
+    return _cross_entropy(features, head, labels, axis_name, chunk_size)
 
 
 def linear_sd_dropout_loss(
@@ -98,6 +106,7 @@ def linear_sd_dropout_loss(
     gradient: str = "both",
     broadcast_dims: Sequence[int] = (),
     exclusive: bool = False,
+    axis_name: str | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> jax.Array:
     r"""Computes the SD-Dropout loss of a linear head, in the memory of one chunk of its classes.
@@ -127,6 +136,10 @@ def linear_sd_dropout_loss(
       broadcast_dims: dimensions of the features along which a mask is shared: ``(1,)`` for all tokens of
         ``[B, S, D]``.
       exclusive: draw disjoint masks, see :func:`sdd_jax.dropout_samples`.
+      axis_name: name of the mesh axis that the classes are sharded over, for a call within ``shard_map``
+        or ``pmap``: each device has the kernel ``[D, K/n]`` and bias of its classes, in order, and all
+        have the same features and
+        key. None: each has all classes.
       chunk_size: number of classes per chunk; K need not be a multiple. The largest temporary arrays
         are ``[2, ..., chunk_size]``.
 
@@ -157,19 +170,19 @@ def linear_sd_dropout_loss(
         dropout_pair(key, features, rate=rate, broadcast_dims=broadcast_dims, exclusive=exclusive)
     )
     temperature = jnp.asarray(temperature, _dtypes(features, kernel)[1])
-    pair, head, temperature = _vary_alike((pair, (kernel, bias), temperature))
+    pair, head, temperature = _vary_alike((pair, (kernel, bias), temperature), axis_name)
     temperature = jax.lax.stop_gradient(temperature)
-    return temperature**2 * _symmetric_kl(pair, head, temperature, gradient, chunk_size)
+    return temperature**2 * _symmetric_kl(pair, head, temperature, gradient, axis_name, chunk_size)
 
 
 # --------------------------------------------------------------------------- cross-entropy
 
 
-def _cross_entropy_primal(features, head, labels, chunk_size):
-    return _cross_entropy_forward(features, head, labels, chunk_size)[0]
+def _cross_entropy_primal(features, head, labels, axis_name, chunk_size):
+    return _cross_entropy_forward(features, head, labels, axis_name, chunk_size)[0]
 
 
-def _cross_entropy_forward(features, head, labels, chunk_size):
+def _cross_entropy_forward(features, head, labels, axis_name, chunk_size):
     def chunk_statistics(logits, start):
         at_label = jnp.where(_is_label(labels, start, logits), logits, 0)
         return _normaliser(logits), jnp.sum(at_label, axis=-1)
@@ -178,11 +191,14 @@ def _cross_entropy_forward(features, head, labels, chunk_size):
         return _join(old[0], new[0])[0], old[1] + new[1]
 
     normaliser, label_logit = _fold(features, head, chunk_statistics, join, chunk_size)
+    if axis_name is not None:
+        normaliser, _ = _join_devices(normaliser, axis_name)
+        label_logit = jax.lax.psum(label_logit, axis_name)
     loss = normaliser.log_sum - (label_logit - normaliser.largest)
     return loss, (features, head, labels, normaliser)
 
 
-def _cross_entropy_backward(chunk_size, residuals, cotangent):
+def _cross_entropy_backward(axis_name, chunk_size, residuals, cotangent):
     features, head, labels, normaliser = residuals
 
     def logits_gradient(logits, start):
@@ -190,10 +206,10 @@ def _cross_entropy_backward(chunk_size, residuals, cotangent):
         label = _is_label(labels, start, logits).astype(logits.dtype)
         return cotangent[..., None] * (posterior - label)
 
-    return *_gradients(features, head, logits_gradient, chunk_size), None
+    return *_gradients(features, head, logits_gradient, axis_name, chunk_size), None
 
 
-_cross_entropy = jax.custom_vjp(_cross_entropy_primal, nondiff_argnums=(3,))
+_cross_entropy = jax.custom_vjp(_cross_entropy_primal, nondiff_argnums=(3, 4))
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
@@ -205,12 +221,12 @@ def _is_label(labels, start, logits):
 # --------------------------------------------------------------------------- SD-Dropout
 
 
-def _symmetric_kl_primal(pair, head, temperature, gradient, chunk_size):
+def _symmetric_kl_primal(pair, head, temperature, gradient, axis_name, chunk_size):
     """Computes the divergence ``[...]`` of a pair of features ``[2, ..., D]``, without factor T^2."""
-    return _symmetric_kl_forward(pair, head, temperature, gradient, chunk_size)[0]
+    return _symmetric_kl_forward(pair, head, temperature, gradient, axis_name, chunk_size)[0]
 
 
-def _symmetric_kl_forward(pair, head, temperature, gradient, chunk_size):
+def _symmetric_kl_forward(pair, head, temperature, gradient, axis_name, chunk_size):
     """Returns the value, and residuals of the size of the features.
 
     JAX differentiates this and the backward pass for higher derivatives, so both stop what ``gradient``
@@ -223,20 +239,23 @@ def _symmetric_kl_forward(pair, head, temperature, gradient, chunk_size):
         target, prediction = stop_gradients(log_p, _other(log_p), gradient)
         return normaliser, jnp.sum(jnp.exp(target) * (target - prediction), axis=-1)
 
+    # Chain rule of the KL divergence: within each set of classes, plus between the sets.
+    def share(log_mass, within):
+        target, prediction = stop_gradients(log_mass, _other(log_mass), gradient)
+        return jnp.exp(target) * (within + target - prediction)
+
     def join(old, new):
-        # Chain rule of the KL divergence: within each set of classes, plus between the sets.
         normaliser, log_masses = _join(old[0], new[0])
-        divergence = 0
-        for log_mass, within in zip(log_masses, (old[1], new[1]), strict=True):
-            target, prediction = stop_gradients(log_mass, _other(log_mass), gradient)
-            divergence += jnp.exp(target) * (within + target - prediction)
-        return normaliser, divergence
+        return normaliser, share(log_masses[0], old[1]) + share(log_masses[1], new[1])
 
     normaliser, kl = _fold(pair, head, chunk_statistics, join, chunk_size)
+    if axis_name is not None:
+        normaliser, log_mass = _join_devices(normaliser, axis_name)
+        kl = jax.lax.psum(share(log_mass, kl), axis_name)
     return kl[0] + kl[1], (pair, head, temperature, normaliser, kl)
 
 
-def _symmetric_kl_backward(gradient, chunk_size, residuals, cotangent):
+def _symmetric_kl_backward(gradient, axis_name, chunk_size, residuals, cotangent):
     r"""Computes the gradients of both divergences with respect to the logits z of either posterior p.
 
     .. math:: T \, \partial\, \mathrm{KL}(q \| p) / \partial z_c = p_c - q_c, \qquad
@@ -259,10 +278,10 @@ def _symmetric_kl_backward(gradient, chunk_size, residuals, cotangent):
         reverse = p * (log_p - log_q - kl[..., None])
         return scale * {"forward": forward, "reverse": reverse, "both": forward + reverse}[gradient]
 
-    return *_gradients(pair, head, logits_gradient, chunk_size), None
+    return *_gradients(pair, head, logits_gradient, axis_name, chunk_size), None
 
 
-_symmetric_kl = jax.custom_vjp(_symmetric_kl_primal, nondiff_argnums=(3, 4))
+_symmetric_kl = jax.custom_vjp(_symmetric_kl_primal, nondiff_argnums=(3, 4, 5))
 _symmetric_kl.defvjp(_symmetric_kl_forward, _symmetric_kl_backward)
 
 
@@ -289,7 +308,11 @@ def _fold(
 
 
 def _gradients(
-    features: jax.Array, head: _Head, logits_gradient: Callable, chunk_size: int
+    features: jax.Array,
+    head: _Head,
+    logits_gradient: Callable,
+    axis_name: str | None,
+    chunk_size: int,
 ) -> tuple[jax.Array, _Head]:
     """Gradients of features and head from ``logits_gradient(logits, start)`` of each chunk."""
     rows = tuple(range(features.ndim - 1))
@@ -320,6 +343,8 @@ def _gradients(
 
     zeros = jnp.zeros_like(features, wide), jax.tree.map(jnp.zeros_like, head)
     features_grad, head_grad = _over_chunks(step, zeros, head, chunk_size)
+    if axis_name is not None:
+        features_grad = jax.lax.psum(features_grad, axis_name)
     return features_grad.astype(features.dtype), head_grad
 
 
@@ -371,6 +396,14 @@ def _join(*parts: _Normaliser) -> tuple[_Normaliser, list[jax.Array]]:
     return _Normaliser(largest, log_sum), [part - log_sum for part in log_sums]
 
 
+def _join_devices(part: _Normaliser, axis_name: str) -> tuple[_Normaliser, jax.Array]:
+    """Joins the normalisers of the devices' classes; returns also the logarithm of this one's mass."""
+    largest = jax.lax.pmax(jax.lax.stop_gradient(part.largest), axis_name)
+    log_sum_here = part.log_sum + (part.largest - largest)
+    log_sum = jnp.log(jax.lax.psum(jnp.exp(log_sum_here), axis_name))
+    return _Normaliser(largest, log_sum), log_sum_here - log_sum
+
+
 def _log_posterior(logits: jax.Array, normaliser: _Normaliser) -> jax.Array:
     return (logits - normaliser.largest[..., None]) - normaliser.log_sum[..., None]
 
@@ -391,9 +424,13 @@ def _shardings(*arrays: jax.Array) -> list[NamedSharding | None]:
     return [NamedSharding(mesh, sharding.spec) for sharding in shardings]  # some may be on no mesh
 
 
-def _vary_alike(arrays: Any) -> Any:
-    """Casts arrays to the same varying axes: in ``shard_map``, gradients must vary as their arrays."""
+def _vary_alike(arrays: Any, axis_name: str | None) -> Any:
+    """Casts arrays to the same varying axes: in ``shard_map``, gradients must vary as their arrays.
+
+    Over ``axis_name``, of the classes, only the head varies.
+    """
     axes = frozenset.union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(arrays)))
+    axes -= {axis_name}
 
     def cast(x):
         return jax.lax.pcast(x, tuple(axes - jax.typeof(x).mat.varying), to="varying")

@@ -262,6 +262,102 @@ def test_batch_sharded_over_devices(loss, transformation, whole_batch):
     assert_close(actual, expected, 1e-6)
 
 
+VOCABULARY_CASES = [
+    ("pmap", {}),
+    ("pmap", {"loss": linear_cross_entropy, "bias": False}),
+    ("without check_vma", {}),
+    ("shard_map", {"scale": 100.0}),
+    ("shard_map", {"gradient": "reverse", "temperature": 1.0, "bias": False}),
+    ("shard_map", {"loss": linear_cross_entropy, "scale": 100.0, "bias": False}),
+    ("both axes", {"gradient": "forward"}),
+    ("both axes", {"loss": linear_cross_entropy}),
+]
+
+
+def vocabulary(loss, transformation, parameters, last, weights, **options):
+    """Losses and gradients with the classes, and perhaps the examples, over four devices."""
+    P = PartitionSpec
+    loss = partial(loss, axis_name="classes", chunk_size=4, **options)
+
+    def step(parameters, last, weights):
+        return run(loss, parameters, last, weights, ())
+
+    devices = jax.devices()[:4]
+    if transformation == "pmap":
+        features, kernel, bias = parameters
+        split = (
+            jnp.stack(jnp.split(kernel, 4, axis=1)),
+            bias if bias is None else bias.reshape(4, -1),
+        )
+        axes = (None, 0, None if bias is None else 0)
+        mapped = jax.pmap(step, "classes", in_axes=(axes, None, None), devices=devices)
+        losses, (features, kernel, bias) = mapped((features, *split), last, weights)
+        kernel = jnp.concatenate(kernel, axis=1)
+        return losses[0], (features[0], kernel, bias if bias is None else bias.reshape(-1))
+    shape = (2, 2) if transformation == "both axes" else (1, 4)
+    mesh = Mesh(np.array(devices).reshape(shape), ("batch", "classes"))
+    specs = (P("batch"), P(None, "classes"), P("classes"))
+    rows = P("batch")
+    sharded = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(specs, rows, rows),
+        out_specs=(rows, specs),
+        check_vma=transformation != "without check_vma",
+    )
+    return jax.jit(sharded)(parameters, last, weights)
+
+
+@pytest.mark.parametrize(("transformation", "case"), VOCABULARY_CASES, ids=str)
+def test_classes_sharded_over_devices(transformation, case):
+    """The last device has a class that is excluded; with the large scale, posteriors are one-hot."""
+    case = dict(case)
+    loss, scale = case.pop("loss", linear_sd_dropout_loss), case.pop("scale", 1.0)
+    has_bias = case.pop("bias", True)
+    with jax.enable_x64(True):
+        parameters, last, weights = arguments(
+            loss, num_classes=24, bias=has_bias, dtype=np.float64, scale=scale
+        )
+        if has_bias:
+            parameters = (*parameters[:2], parameters[2].at[-1].set(-1e9))
+        expected = run(PLAIN[loss], parameters, last, weights, tuple(case.items()))
+        actual = vocabulary(loss, transformation, parameters, last, weights, **case)
+        largest = np.abs(expected[0]).max() * max(np.abs(x).max() for x in parameters[:2])
+        assert_close(actual[0], expected[0], 1e-12)
+        assert_close(actual[1], expected[1], 1e-12, max(1.0, largest))
+
+
+@both_losses
+def test_sharded_classes_are_not_gathered_and_have_exact_second_derivatives(loss):
+    with jax.enable_x64(True):
+        parameters, last, weights = arguments(loss, num_classes=24, dtype=np.float64)
+        mesh = Mesh(np.array(jax.devices()[:4]), ("classes",))
+        whole, classes = PartitionSpec(), PartitionSpec("classes")
+        specs = (whole, PartitionSpec(None, "classes"), classes)
+
+        def losses(parameters):
+            sharded = jax.shard_map(
+                lambda p, last: loss(*p, last, axis_name="classes", chunk_size=4),
+                mesh=mesh, in_specs=(specs, whole), out_specs=whole,
+            )  # fmt: skip
+            return jnp.sum(weights * sharded(parameters, last))
+
+        def plain(parameters):
+            return jnp.sum(weights * PLAIN[loss](*parameters, last))
+
+        def squared_gradient(function, parameters):
+            return sum(jnp.sum(x**2) for x in jax.tree.leaves(jax.grad(function)(parameters)))
+
+        compiled = jax.jit(jax.grad(losses)).lower(parameters).compile().as_text()
+        assert "all-reduce" in compiled
+        assert "all-gather" not in compiled
+        second = [
+            jax.jit(jax.grad(partial(squared_gradient, function)))(parameters)
+            for function in (losses, plain)
+        ]
+        assert_close(*second, 1e-11)
+
+
 def test_temperature_has_no_gradient():
     parameters, keys, _ = arguments(linear_sd_dropout_loss)
     loss = lambda t: linear_sd_dropout_loss(*parameters, keys, temperature=t).sum()  # noqa: E731
