@@ -41,7 +41,10 @@ SHORTER = {  # by a part of the command
     "cifar100_resnet18": SMALL,
     "cub200_resnet18": [*SMALL, "--config.dataset.image_size=32"],
     "imagenet_resnet152": [*SMALL, "--config.dataset.image_size=32", "--config.accumulate=2"],
-    "--checks=all": ["--config.eval.mc_samples=4", "--config.eval.pgd_steps=2"],
+    "--checks=all": [
+        f"--config.eval.{option}"
+        for option in ("mc_samples=4", "pgd_steps=2", "apgd_steps=2", "square_queries=5")
+    ],
     "--compare": ["--checks=accuracy,calibration"],  # all are evaluated one line above
 }
 

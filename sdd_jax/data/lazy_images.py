@@ -37,6 +37,7 @@ class LazyImages:
       size: side in pixels of the views.
       name: name of the images in error messages.
       index: indices into ``images`` of the images in this array; by default all.
+      resize: short side of a resized image to the side of its evaluation view.
 
     Raises:
       UndecodableImageError: when an image is read whose contents are damaged.
@@ -52,8 +53,9 @@ class LazyImages:
         size: int,
         name: str,
         index: np.ndarray | None = None,
+        resize: float = RESIZE,
     ):
-        self._images, self._size, self._name = images, size, name
+        self._images, self._size, self._name, self._resize = images, size, name, resize
         self._index = np.arange(len(images)) if index is None else index
 
     @property
@@ -66,8 +68,8 @@ class LazyImages:
 
     def __getitem__(self, index):
         if isinstance(index, (int, np.integer)):
-            return central_view(self._decoded(int(index)), self._size)
-        return LazyImages(self._images, self._size, self._name, self._index[index])
+            return central_view(self._decoded(int(index)), self._size, resize=self._resize)
+        return LazyImages(self._images, self._size, self._name, self._index[index], self._resize)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         views = np.empty(self.shape, np.uint8)
@@ -128,17 +130,18 @@ class LazyImages:
         return kind(f"{self._name}: image {self._index[index]} cannot be decoded: {reason}")
 
 
-def central_view(image: Image.Image, size: int) -> np.ndarray:
-    """The evaluation view: the short side resized to ``size * 256 / 224``, then the central square.
+def central_view(image: Image.Image, size: int, *, resize: float = RESIZE) -> np.ndarray:
+    """The evaluation view: the short side resized to ``size * resize``, then the central square.
 
     Args:
       image: RGB image.
       size: side of the square in pixels.
+      resize: short side of the resized image to the side of the square, by default 256 / 224.
 
     Returns:
       uint8 ``[size, size, 3]``.
     """
-    short, target = min(image.size), round(size * RESIZE)
+    short, target = min(image.size), round(size * resize)
     width, height = (target if side == short else target * side // short for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return _resized(image, (width, height))[top : top + size, left : left + size]

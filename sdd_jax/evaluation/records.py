@@ -15,7 +15,8 @@ from typing import Any
 
 from sdd_jax.errors import InputError, writing
 from sdd_jax.evaluation.plots import Picture
-from sdd_jax.evaluation.results import CheckResult, Headline, Table
+from sdd_jax.evaluation.results import CheckResult, Headline, Interval, Table
+from sdd_jax.paths import Path
 from sdd_jax.runs import files
 
 CHECKS_FILE = "checks.json"
@@ -40,6 +41,7 @@ class CheckRecord:
       runs: ``{run: step}`` of the runs that it was compared with.
       metrics: ``{name: value}``, None for a value that is not finite.
       headline: as in :class:`CheckResult`.
+      intervals: as in :class:`CheckResult`.
       tables: as in :class:`CheckResult`.
       notes: as in :class:`CheckResult`.
       plots: name, title, caption and description of each plot; the plot itself is in the files
@@ -54,6 +56,7 @@ class CheckRecord:
     runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     headline: Sequence[Headline] = ()
+    intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
     plots: Sequence[tuple[str, str, str, str]] = ()
@@ -62,9 +65,11 @@ class CheckRecord:
     def result(self) -> CheckResult:
         """The result without its plots."""
         metrics = {k: math.nan if value is None else value for k, value in self.metrics.items()}
-        return CheckResult(metrics, self.headline, tables=self.tables, notes=self.notes)
+        return CheckResult(
+            metrics, self.headline, tables=self.tables, notes=self.notes, recorded=self.intervals
+        )
 
-    def pictures(self, folder: pathlib.Path) -> list[Picture]:
+    def pictures(self, folder: Path) -> list[Picture]:
         """Reads the plots; those whose files were removed are left out."""
         paths = {plot: folder / f"{plot[0]}.png" for plot in self.plots}
         return [
@@ -84,6 +89,7 @@ def record(
         **attributes,
         metrics={k: v if math.isfinite(v) else None for k, v in result.metrics.items()},
         headline=result.headline,
+        intervals=result.intervals,
         tables=result.tables,
         notes=result.notes,
         plots=[(plot.name, plot.title, plot.caption, plot.alt) for plot in pictures],
@@ -91,7 +97,7 @@ def record(
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Creates the folder and holds its lock, so that evaluations write one after the other."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +105,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def read(folder: pathlib.Path) -> dict[str, CheckRecord]:
+def read(folder: Path) -> dict[str, CheckRecord]:
     """Reads the records, ``{check: record}``, oldest first.
 
     Raises:
@@ -117,7 +123,7 @@ def read(folder: pathlib.Path) -> dict[str, CheckRecord]:
 
 
 def write(
-    folder: pathlib.Path,
+    folder: Path,
     step: int,
     records: Mapping[str, CheckRecord],
     pictures: Mapping[str, Sequence[Picture]],
@@ -165,7 +171,7 @@ def _plot_names(records: Mapping[str, CheckRecord]) -> set[str]:
     return {name for record in records.values() for name, *_ in record.plots}
 
 
-def _write_json(path: pathlib.Path, value: Any) -> None:
+def _write_json(path: Path, value: Any) -> None:
     files.write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -196,6 +202,10 @@ def _from_json(values: Mapping[str, Any]) -> CheckRecord:
             )
             for line in values["headline"]
         ],
+        intervals={
+            name: (float(low), float(high))
+            for name, (low, high) in values.get("intervals", {}).items()
+        },
         tables=[
             Table(
                 str(table["title"]),
@@ -215,7 +225,7 @@ def _number(value: Any) -> float | None:
     return value
 
 
-def _version_0_1(path: pathlib.Path) -> dict[str, CheckRecord]:
+def _version_0_1(path: Path) -> dict[str, CheckRecord]:
     """Assigns the metrics and plots of version 0.1 to their checks."""
     metrics = json.loads(path.read_text(encoding="utf-8"))
     step = int(metrics.pop("step"))

@@ -2,13 +2,23 @@
 
 import base64
 import dataclasses
+import functools
 import importlib.resources
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdd_jax.evaluation.metrics import paired_interval
 from sdd_jax.evaluation.plots import Picture
-from sdd_jax.evaluation.results import MISSING, WARNING, CheckResult, Headline, Table
+from sdd_jax.evaluation.results import (
+    MISSING,
+    WARNING,
+    CheckResult,
+    Headline,
+    Interval,
+    Table,
+)
+
+UNCLEAR = "unclear"  # a difference whose interval includes zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +57,15 @@ class Report:
     sections: Sequence[Section]
 
     def summary(self) -> list["SummaryRow"]:
-        """Rows of the summary table.
+        """Rows of the summary table, computed once.
 
         A metric that several checks report at one step is one row. The raw figure is directly below its
         temperature-scaled one, at the place of the first of the two.
         """
+        return self._rows
+
+    @functools.cached_property
+    def _rows(self) -> list["SummaryRow"]:
         quantities: dict[tuple[str, str], dict[str, Headline]] = {}
         for section in self.sections:
             for line in (line for result in section.results.values() for line in result.headline):
@@ -69,19 +83,19 @@ class Report:
             line,
             f"{line.label} ({step})" if step else line.label,
             beside,
-            self._headline_value(first, step, line.metric),
+            self._estimate(first, step, line.metric),
             [
                 Comparison(
                     line,
-                    self._headline_value(first, step, line.metric),
-                    self._headline_value(run, step, line.metric),
+                    self._estimate(first, step, line.metric),
+                    self._estimate(run, step, line.metric),
                     self._interval(first, run, step, line.metric),
                 )
                 for run in others
             ],
         )
 
-    def _interval(self, first: str, run: str, step: str, metric: str) -> tuple[float, float] | None:
+    def _interval(self, first: str, run: str, step: str, metric: str) -> Interval | None:
         """The interval of a difference, if one check has the images' contributions of both runs."""
         for section in self.sections:
             results = [section.results.get(name) for name in (first, run)]
@@ -90,12 +104,12 @@ class Report:
                 return paired_interval(*by_image)
         return None
 
-    def _headline_value(self, run: str, step: str, metric: str) -> float | None:
+    def _estimate(self, run: str, step: str, metric: str) -> "Estimate":
         for section in self.sections:
             result = section.results.get(run) if section.step == step else None
             if result and any(line.metric == metric for line in result.headline):
-                return result.metrics.get(metric)
-        return None
+                return Estimate(result.metrics.get(metric), result.intervals.get(metric))
+        return Estimate(None, None)
 
     def warnings(self) -> list[str]:
         """The notes that are warnings, without the word, preceded by their runs and step."""
@@ -127,19 +141,30 @@ class Report:
                     for table in result.tables
                 ]
         blocks += [WARNING + warning for warning in self.warnings()]
-        summary = self.summary()
-        values = [[row.label, *row.shown] for row in summary]
-        blocks.append(Table("Summary", ["", *self.runs], values).text())
+        values = [[row.label, *row.shown] for row in self.summary()]
+        blocks.append(Table(self._title(), ["", *self.runs], values).text())
         first, *others = self.runs
         if others:
-            differences = [[row.label, *(cell.text() for cell in row.others)] for row in summary]
+            differences = [
+                [row.label, *(cell.text() for cell in row.others)] for row in self.summary()
+            ]
             blocks.append(Table(self._relation(), ["", *others], differences).text())
         return "\n\n".join(blocks)
+
+    def _title(self) -> str:
+        known = self._has_intervals()
+        return f"Summary{' [95 % interval over the test images]' if known else ''}"
+
+    def _has_intervals(self) -> bool:
+        return any(interval for row in self.summary() for _, interval in row.cells)
 
     def _relation(self) -> str:
         first, *others = self.runs
         run = others[0] if len(others) == 1 else "each run"
-        return f"Difference, {run} minus {first} [95 % interval over the test images]"
+        return (
+            f"Difference, {run} minus {first} [95 % interval over the test images]; {UNCLEAR}: it "
+            "includes zero"
+        )
 
     def files(self) -> dict[str, str]:
         """``{name: content}`` of the report's files.
@@ -148,25 +173,29 @@ class Report:
         check with tables.
         """
         first, *others = self.runs
-        summary = self.summary()
-        header = ["metric", first]
+        header = ["metric", first, f"{first} low", f"{first} high"]
         for run in others:
-            header += [run, f"{run} - {first}", "low", "high"]
+            header += [run, f"{run} low", f"{run} high", f"{run} - {first}", "low", "high"]
         numbers = [
-            [row.label, _exact(row.line, row.first)]
+            [row.label]
+            + [_exact(row.line, number) for number in row.first.numbers]
             + [_exact(row.line, number) for cell in row.others for number in cell.numbers]
-            for row in summary
+            for row in self.summary()
         ]
         files = {"report.html": self.html(), "summary.csv": Table("", header, numbers).csv()}
         header = ["", first]
         for run in others:
             header += [run, f"{run} - {first}"]
         cells = [
-            [row.label, row.line.show(row.first)]
-            + [text for cell in row.others for text in (cell.line.show(cell.value), cell.text())]
-            for row in summary
+            [row.label, row.shown[0]]
+            + [
+                text
+                for shown, cell in zip(row.shown[1:], row.others, strict=True)
+                for text in (shown, cell.text())
+            ]
+            for row in self.summary()
         ]
-        title = f"Summary. {self._relation()}" if others else "Summary"
+        title = f"{self._title()}. {self._relation()}" if others else self._title()
         files["summary.tex"] = Table(title, header, cells).latex()
         for section in self.sections:
             if table := self._merged_table(section):
@@ -218,8 +247,28 @@ class Report:
             first=next(iter(self.runs)),
             warnings=self.warnings(),
             summary=self.summary(),
+            intervals=self._has_intervals(),
+            unclear=UNCLEAR,
             sections=sections,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A metric of a run.
+
+    Attributes:
+      value: its value; None if the run has none.
+      interval: its 95 % interval over the test images; None if unknown.
+    """
+
+    value: float | None
+    interval: Interval | None
+
+    @property
+    def numbers(self) -> tuple[float | None, ...]:
+        """Value and the ends of the interval."""
+        return self.value, *(self.interval or (None, None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,40 +277,41 @@ class Comparison:
 
     Attributes:
       line: the metric.
-      first: value of the first run; None if it has none.
-      value: value of this run.
+      first: that of the first run.
+      other: that of this run.
       interval: 95 % interval of the difference over the test images; None if unknown.
     """
 
     line: Headline
-    first: float | None
-    value: float | None
-    interval: tuple[float, float] | None
+    first: Estimate
+    other: Estimate
+    interval: Interval | None
 
     @property
     def difference(self) -> float | None:
         """This run minus the first."""
-        return None if self.first is None or self.value is None else self.value - self.first
+        first, other = self.first.value, self.other.value
+        return None if first is None or other is None else other - first
 
     @property
     def numbers(self) -> tuple[float | None, ...]:
-        """Value, difference and the ends of the interval."""
-        return self.value, self.difference, *(self.interval or (None, None))
+        """Value, its interval, the difference and its interval."""
+        return *self.other.numbers, self.difference, *(self.interval or (None, None))
 
     @property
     def shown_interval(self) -> str:
-        """The interval as text; empty if unknown."""
-        if self.interval is None:
-            return ""
-        return f"[{', '.join(self.line.show(end, signed=True) for end in self.interval)}]"
+        """The interval of the difference as text; empty if unknown."""
+        return self.line.show_interval(self.interval, signed=True)
 
     @property
     def verdict(self) -> str:
-        """``better`` or ``worse`` if the interval excludes zero and the metric has a direction."""
-        if self.interval is None or self.line.higher_is_better is None:
+        """``unclear`` if the interval includes zero, else ``better`` or ``worse``; empty if unknown."""
+        if self.interval is None:
             return ""
         low, high = self.interval
         if low <= 0 <= high:
+            return UNCLEAR
+        if self.line.higher_is_better is None:
             return ""
         return "better" if (low > 0) == self.line.higher_is_better else "worse"
 
@@ -285,14 +335,14 @@ class SummaryRow:
       line: the metric.
       label: its label, with the step if that differs from the report's.
       beside: whether it is the raw figure below its temperature-scaled one.
-      first: value of the first run; None if it has none.
+      first: that of the first run.
       others: the other runs.
     """
 
     line: Headline
     label: str
     beside: bool
-    first: float | None
+    first: Estimate
     others: Sequence[Comparison]
 
     @property
@@ -302,8 +352,14 @@ class SummaryRow:
 
     @property
     def shown(self) -> list[str]:
-        """The values of all runs as text."""
-        return [self.line.show(value) for value in (self.first, *(c.value for c in self.others))]
+        """The values of all runs with their intervals, as text."""
+        return [" ".join(filter(None, cell)) for cell in self.cells]
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        """Value and interval of each run as text; an interval is empty if unknown."""
+        estimates = [self.first, *(comparison.other for comparison in self.others)]
+        return [(self.line.show(x.value), self.line.show_interval(x.interval)) for x in estimates]
 
 
 def _exact(line: Headline, value: float | None) -> str:

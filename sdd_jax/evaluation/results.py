@@ -2,12 +2,17 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from sdd_jax.evaluation.metrics import bootstrap_interval
+
+Interval = tuple[float, float]
 
 MISSING = "-"
 WARNING = "Warning: "  # start of a note that is displayed with the summary, not with its check
@@ -41,6 +46,12 @@ class Headline:
         if value is None or value != value:
             return MISSING
         return format(value * self.scale, f"{'+' if signed else ''}z.{self.digits}f")  # z: no -0
+
+    def show_interval(self, interval: Interval | None, *, signed: bool = False) -> str:
+        """Formats an interval of the metric, or of a difference; empty if there is none."""
+        if interval is None:
+            return ""
+        return f"[{', '.join(self.show(end, signed=signed) for end in interval)}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +146,9 @@ class CheckResult:
       plots: plots.
       tables: tables for the terminal and the report.
       notes: sentences that a reader needs, e.g. that the data are generated; see :data:`WARNING`.
-      by_image: what each image contributes to the metrics of the headline, for the interval of a
-        difference, see :func:`sdd_jax.evaluation.metrics.paired_interval`.
+      by_image: what each image contributes to the metrics of the headline, for their intervals and those
+        of differences, see :func:`sdd_jax.evaluation.metrics.bootstrap_interval`.
+      recorded: intervals of an earlier evaluation, whose contributions are not kept.
     """
 
     metrics: Mapping[str, float]
@@ -147,3 +159,17 @@ class CheckResult:
     by_image: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
+    recorded: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """95 % intervals of the metrics of the headline over the test images, where they are known."""
+        intervals = dict(self.recorded)
+        for line in self.headline:
+            interval = bootstrap_interval(self.by_image.get(line.metric, ()))
+            if interval is not None:
+                # To first order, a metric near its bound can pass it; a percentage is at most 1.
+                highest = 1 if line.scale == 100 else np.inf
+                low, high = np.clip(interval, 0, highest).tolist()
+                intervals[line.metric] = low, high
+        return intervals

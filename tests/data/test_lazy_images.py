@@ -108,9 +108,9 @@ def test_an_image_with_a_short_side_of_256_of_224_is_cropped_only(size, short):
 def test_images_are_decoded_when_they_are_read(images, monkeypatch):
     decoded = []
 
-    def recorded(image, size):
+    def recorded(image, size, **options):
         decoded.append(image.size)
-        return central_view(image, size)
+        return central_view(image, size, **options)
 
     monkeypatch.setattr(lazy_images, "central_view", recorded)
     part = images[1:4][np.array([2, 0])]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import signal
+from functools import partial
 
 import jax
 import numpy as np
@@ -40,11 +41,11 @@ def mlp_card(card):
     return card
 
 
-def assert_equal_final_states(config, *workdirs):
+def assert_equal_final_states(config, *workdirs, rtol=0):
     abstract_state = load_experiment(config).abstract_state
     first, *others = (Checkpoints(w, read_only=True).restore(abstract_state) for w in workdirs)
     for state in others:
-        jax.tree.map(np.testing.assert_array_equal, state, first)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=rtol), state, first)
 
 
 def test_a_run_ends_with_the_same_parameters_on_either_engine(
@@ -56,7 +57,8 @@ def test_a_run_ends_with_the_same_parameters_on_either_engine(
         config.engine, config.steps_per_call = engines.options(name), steps_per_call
         train_and_evaluate(config, str(tmp_path / name))
     assert_nothing_runs()
-    assert_equal_final_states(config, tmp_path / "resident", tmp_path / "streamed")
+    # Two programs, whose sums XLA may round differently.
+    assert_equal_final_states(config, tmp_path / "resident", tmp_path / "streamed", rtol=1e-6)
     # The engine may change within a run: it is not part of what is trained.
     config.engine = engines.options("resident")
     train_and_evaluate(config, str(tmp_path / "streamed"))
@@ -99,7 +101,8 @@ def test_a_run_resumes_in_the_middle_of_an_epoch_to_the_same_parameters(
 def test_checks_read_photographs_and_another_set_in_their_size(mlp_card, tmp_path):
     mlp_card.duration = "2 steps"
     train_and_evaluate(mlp_card, str(tmp_path))
-    few = {"eval.max_images": 5, "eval.pgd_steps": 1}
+    few = {"eval.max_images": 5, "eval.pgd_steps": 1, "eval.attacks": ("apgd_ce",)}
+    few |= {"eval.apgd_steps": 1}
     results = evaluate_workdir(str(tmp_path), ["ood", "adversarial"], overrides=few)
     assert 0 <= results["eval/ood/photos/msp/auroc"] <= 1
     assert results["eval/adversarial/images"] == 5

@@ -1,14 +1,17 @@
 """Checks on trained runs, and the options and runs that they refuse."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import scipy.special
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from sdd_jax import data
 from sdd_jax.config import complete, default
+from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.devices import replicate
 from sdd_jax.errors import InputError
 from sdd_jax.evaluation import Evaluator, corruptions, metrics
@@ -173,6 +176,9 @@ def test_a_temperature_that_makes_the_nll_worse_is_warned_about(ce):
     assert f"fitted on {3 * len(wrong)} validation images" in note
 
 
+FAST_ATTACKS = {"pgd_steps": 2, "apgd_steps": 2, "square_queries": 5}
+
+
 def contributions_equal_metrics(result):
     """Checks the contributions of a result: an entry for each metric of its summary with a direction."""
     judged = {line.metric for line in result.headline if line.higher_is_better is not None}
@@ -187,7 +193,7 @@ def contributions_equal_metrics(result):
     [
         ("accuracy", {}),
         ("calibration", {}),
-        ("adversarial", {"epsilons": (8.0,), "pgd_steps": 2, "max_images": 40}),
+        ("adversarial", {"epsilons": (8.0,), "max_images": 40} | FAST_ATTACKS),
         ("corruption", {"max_images": 40}),
         ("mc_dropout", {"mc_samples": 3}),
         ("ood", {}),
@@ -414,6 +420,90 @@ def test_official_files_are_read_severity_by_severity(ce, tmp_path):
     assert not any("generated" in name for name in result.metrics)
 
 
+def write_folders(root, images, labels, names=("fog", "snow")):
+    """Writes ImageNet-C's layout; severity s darkens by 20 s, and the classes are called a, b, ..."""
+    for name in names:
+        for severity in range(1, 6):
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                folder = root / name / str(severity) / "abc"[label]
+                folder.mkdir(parents=True, exist_ok=True)
+                dark = np.maximum(image.astype(int) - 20 * severity, 0).astype(np.uint8)
+                Image.fromarray(dark).save(folder / f"{i:02}.png")
+
+
+@pytest.fixture
+def coloured(linear):
+    """The evaluator of a linear network on 20 colour images of three classes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+    kernel = rng.standard_normal((48, 3)) / 255
+    return linear(images, np.arange(20) % 3, kernel, bias=(0.1, 0.0, 0.0))
+
+
+def test_folders_of_imagenet_c_are_decoded_batch_by_batch(coloured, tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    images, labels = rng.integers(0, 256, (13, 4, 4, 3), dtype=np.uint8), np.arange(13) % 3
+    write_folders(tmp_path, images, labels)
+    check = build("corruption", {"corruption_dir": str(tmp_path)})
+    monkeypatch.setattr(LazyImages, "__array__", lambda self, **kwargs: pytest.fail("decoded"))
+    assert check.requirement(coloured.setup) == ""
+    monkeypatch.undo()
+    decoded, decode = [], LazyImages.__array__
+    monkeypatch.setattr(
+        LazyImages,
+        "__array__",
+        lambda self, **kw: [decoded.append(len(self)), decode(self, **kw)][1],
+    )
+    result = check(coloured)
+    assert max(decoded) <= coloured.setup.batch_size
+    kernel = np.array(coloured.setup.model.kernel)
+    for severity in range(1, 6):
+        dark = np.maximum(images.astype(int) - 20 * severity, 0).reshape(13, -1)
+        correct = (dark @ kernel + [0.1, 0, 0]).argmax(-1) == labels
+        for name in ("fog", "snow"):
+            value = result.metrics[f"corruption/official/{name}/{severity}/accuracy"]
+            assert value == pytest.approx(correct.mean())
+    assert result.notes == ("Official files: 2 corruptions of 19; the mean is over these alone.",)
+    contributions_equal_metrics(result)
+
+
+def test_an_image_of_the_networks_size_is_not_cropped_and_another_one_is_resized():
+    image = np.random.default_rng(0).integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    as_it_is = LazyImages([image], 14, "images", resize=1.0)
+    np.testing.assert_array_equal(np.asarray(as_it_is[:1])[0], image)
+    wide = np.repeat(np.repeat(image, 2, axis=0), 4, axis=1)  # 28 x 56
+    expected = Image.fromarray(wide).resize((28, 14), Image.Resampling.BILINEAR)
+    found = LazyImages([wide], 14, "images", resize=1.0)[0]
+    np.testing.assert_array_equal(found, np.asarray(expected)[:, 7:21])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: shutil.rmtree(d / "snow" / "4"), "snow/4 must be a folder of classes"),
+        (lambda d: shutil.rmtree(d / "fog" / "1" / "b"), "fog/1: must be 3 folders, got 2"),
+        (lambda d: (d / "snow/2/a/00.png").unlink(), "snow/2 must hold the same 5 images as fog"),
+        (lambda d: (d / "snow/2/a").rename(d / "snow/2/z"), "snow/2 must hold the same 5 images"),
+    ],
+)
+def test_folders_without_the_same_images_of_every_class_are_refused(
+    coloured, tmp_path, spoil, message
+):
+    write_folders(tmp_path, coloured.images[:5], np.arange(5) % 3)
+    check = build("corruption", {"corruption_dir": str(tmp_path)})
+    assert check.requirement(coloured.setup) == ""
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        check.requirement(coloured.setup)
+    assert error.value.field.startswith("corruption_dir")
+
+
+def test_folders_of_photographs_need_a_network_of_square_colour_images(ce, tmp_path):
+    (tmp_path / "fog").mkdir()
+    with pytest.raises(InputError, match="must be square colour images, to read folders, got"):
+        build("corruption", {"corruption_dir": str(tmp_path)}).requirement(ce.setup)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -445,6 +535,8 @@ def test_a_folder_without_images_and_labels_of_the_run_is_refused(ce, tmp_path, 
         ("adversarial", {"epsilons": ()}, "epsilons: must be a list that is not empty"),
         ("adversarial", {"pgd_steps": 10**6}, "pgd_steps: must be in [1, 100000]"),
         ("adversarial", {"max_images": -1}, "max_images: must be 0 or more"),
+        ("adversarial", {"attacks": ("pgd",)}, "attacks: must be one of apgd_ce, apgd_dlr, square"),
+        ("adversarial", {"attacks": ("square",) * 2}, "attacks: must be different attacks"),
     ],
 )
 def test_unusable_options_are_refused_before_anything_is_computed(name, options, message):

@@ -17,6 +17,8 @@ from sdd_jax.evaluation import Evaluator
 FAST = {
     "eval.mc_samples": 3,
     "eval.pgd_steps": 2,
+    "eval.apgd_steps": 2,
+    "eval.square_queries": 5,
     "eval.max_images": 40,
     "eval.epsilons": (8.0,),
 }
@@ -24,6 +26,9 @@ PLOTS = {
     "adversarial", "corruption", "mc_dropout", "ood_photos_roc", "ood_photos_scores", "reliability",
     "risk_coverage",
 }  # fmt: skip
+
+
+SUMMARY = "Summary [95 % interval over the test images]"
 
 
 def contents(folder):
@@ -68,7 +73,8 @@ def test_one_command_writes_metrics_plots_records_and_a_page(compared):
     assert "earlier evaluation" not in page
     checks = json.loads((runs["ce"] / "eval" / "checks.json").read_text())
     assert checks["adversarial"]["options"] == {
-        "epsilons": [8.0], "pgd_steps": 2, "max_images": 40
+        "epsilons": [8.0], "pgd_steps": 2, "apgd_steps": 2, "square_queries": 5, "max_images": 40,
+        "attacks": ["apgd_ce", "apgd_dlr", "square"],
     }  # fmt: skip
     assert checks["adversarial"]["runs"] == {"sd_dropout": 96}
     assert "eval/mc_dropout/3/accuracy" not in result
@@ -79,13 +85,17 @@ def test_the_results_hold_every_plot_as_pdf_and_the_tables(compared):
     folder = runs["ce"] / "eval"
     assert {path.stem for path in folder.glob("*.pdf")} == PLOTS
     tables = {path.name for path in folder.iterdir() if path.suffix in (".csv", ".tex")}
-    names = ("summary", "calibration", "corruption", "ood")
+    names = ("summary", "adversarial", "calibration", "corruption", "ood")
     assert tables == {f"{name}{suffix}" for name in names for suffix in (".csv", ".tex")}
     header, accuracy, *_ = csv.reader((folder / "summary.csv").read_text().splitlines())
-    assert header == ["metric", "ce", "sd_dropout", "sd_dropout - ce", "low", "high"]
+    assert header == [
+        "metric", "ce", "ce low", "ce high", "sd_dropout", "sd_dropout low", "sd_dropout high",
+        "sd_dropout - ce", "low", "high",
+    ]  # fmt: skip
     assert accuracy[0] == "accuracy, %"
     assert float(accuracy[1]) == pytest.approx(100 * result["eval/accuracy"], rel=1e-5)
-    assert float(accuracy[4]) < float(accuracy[3]) < float(accuracy[5])
+    for value, low, high in ((1, 2, 3), (4, 5, 6), (7, 8, 9)):
+        assert float(accuracy[low]) < float(accuracy[value]) < float(accuracy[high])
 
 
 def test_the_page_states_the_facts_of_the_runs(compared):
@@ -152,6 +162,7 @@ def test_a_later_evaluation_keeps_the_results_of_other_checks(compared, evaluate
     assert "UTC, compared with sd_dropout." in page
     assert "FGSM accuracy at 8/255, % (step 96)" in page
     assert "PGD-2" in page
+    assert "worst-case accuracy at 8/255, % (step 96)" in page
     steps = json.loads((evaluated / "eval" / "checks.json").read_text())
     assert {check: record["step"] for check, record in steps.items()} == {
         "accuracy": 48, "calibration": 48, "adversarial": 96, "corruption": 96, "mc_dropout": 96,
@@ -182,7 +193,7 @@ def test_a_run_is_evaluated_alone_as_in_a_comparison(compared, capsys, tmp_path)
         line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy, %")
     )
     ours, theirs = (100 * values["eval/accuracy"] for values in (alone, result))
-    assert row.split() == f"accuracy, % {ours:.2f} {theirs:.2f}".split()
+    assert [row.split()[i] for i in (2, 5)] == [f"{ours:.2f}", f"{theirs:.2f}"]
     assert {name: metrics(other)[name] for name in alone} == alone
 
 
@@ -201,7 +212,7 @@ def test_an_underconfident_run_is_warned_about_in_terminal_records_and_page(
     assert warning == note.replace("Warning: ", "Warning: sd_dropout: ")
     page = (tmp_path / "report.html").read_text()
     assert page.index(note.removeprefix("Warning: ")) < page.index('<h2 id="summary">')
-    rows = [line[:30].strip() for line in lines[lines.index("Summary") + 2 :]][:5]
+    rows = [line[:30].strip() for line in lines[lines.index(SUMMARY) + 2 :]][:5]
     assert rows == [
         "accuracy, %", "NLL, temperature-scaled, nats", "NLL, raw, nats",
         "ECE, temperature-scaled, %", "ECE, raw, %",
@@ -325,9 +336,9 @@ def test_files_that_a_run_imports_are_executed_on_request_only(runs, harmful, tm
 @pytest.mark.parametrize("field", ["--workdir", "--compare", "--output"])
 def test_remote_folders_are_refused(runs, field):
     folders = {"--workdir": str(runs["ce"]), "--compare": "", "--output": None}
-    folders[field] = "gs://bucket/run"
+    folders[field] = "s3://bucket/run"
     with pytest.raises(
-        InputError, match=f"{field}: must be on a local .*disk, got 'gs://bucket/run'"
+        InputError, match=f"{field}: must be on a local .*disk, or gs://.*, got 's3://bucket/run'"
     ):
         evaluate_workdir(
             folders["--workdir"],

@@ -10,6 +10,7 @@ import pytest
 
 from sdd_jax.errors import InputError, WriteError
 from sdd_jax.evaluation import records
+from sdd_jax.evaluation.metrics import bootstrap_interval
 from sdd_jax.evaluation.plots import Picture
 from sdd_jax.evaluation.results import CheckResult, Headline, Table
 
@@ -29,6 +30,7 @@ def write(folder, metrics_of, *, step=1, plots=None):
             CheckResult(
                 metrics,
                 headline=[Headline("x", "x, %", 100, 1, None)],
+                by_image={"x": [np.arange(50) % 2]},
                 tables=[Table("t", ["", "a"], [["r", "1"]])],
                 notes=["note"],
             )
@@ -66,6 +68,8 @@ def test_records_come_back_as_they_were_written(tmp_path):
     assert (record.time, record.runs) == (TIME, {"other": 7})
     assert record.options == {"rates": [0.5]}
     assert record.headline == [Headline("x", "x, %", 100, 1, None)]
+    low, high = record.result.intervals["x"]
+    assert (low, high) == bootstrap_interval([np.arange(50) % 2])
     assert record.tables == [Table("t", ["", "a"], [["r", "1"]])]
     assert record.plots == [("p", "title", "caption", "alt")]
     assert np.isnan(record.result.metrics["a/y"])
@@ -82,6 +86,15 @@ def test_the_raw_metric_of_a_headline_is_kept_and_may_be_absent(tmp_path):
     path = tmp_path / "checks.json"
     path.write_text(path.read_text().replace(',\n        "raw": "x"', ""))  # an older file
     assert records.read(tmp_path)["a"].headline == [Headline("scaled/x", "x, scaled")]
+
+
+def test_a_record_without_intervals_is_read(tmp_path):
+    write(tmp_path, {"a": {"x": 1.0}})
+    path = tmp_path / "checks.json"
+    records_ = json.loads(path.read_text())
+    del records_["a"]["intervals"]  # an older file
+    path.write_text(json.dumps(records_))
+    assert records.read(tmp_path)["a"].result.intervals == {}
 
 
 def test_plots_recorded_without_a_description_are_described_by_their_title(tmp_path):

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from sdd_jax.evaluation.metrics import bootstrap_interval, paired_interval
 from sdd_jax.evaluation.plots import pictures
 from sdd_jax.evaluation.report import Report, Section
 from sdd_jax.evaluation.results import WARNING, CheckResult, Headline, Plot, Table
@@ -103,24 +104,67 @@ def right(count):
 def test_differences_are_judged_by_the_better_direction(higher_is_better, better, verdict):
     (row,) = compared(right(180), right(270), higher_is_better=higher_is_better).summary()
     assert (row.label, row.better, row.beside) == ("x, %", better, False)
-    assert row.shown == ["50.0", "75.0"]
+    assert [value for value, _ in row.cells] == ["50.0", "75.0"]
     (cell,) = row.others
     assert (cell.shown_difference, cell.verdict) == ("+25.0", verdict)
     (lower,) = compared(right(270), right(180), higher_is_better=False).summary()
     assert lower.others[0].verdict == "better"
 
 
-def test_a_difference_is_better_or_worse_only_where_its_interval_excludes_zero():
+def test_a_difference_whose_interval_includes_zero_is_called_unclear():
     """One image of 360 is no difference; the page colours only what is one."""
     one, many = compared(right(350), right(351)), compared(right(340), right(355))
-    for report, verdict in ((one, ""), (many, "better")):
+    for report, verdict in ((one, "unclear"), (many, "better")):
         (row,) = report.summary()
         (cell,) = row.others
         assert cell.verdict == verdict
         assert re.fullmatch(r"\[[+-]\d\.\d, \+\d\.\d\]", cell.shown_interval)
         shown = re.search(r'<span class="difference (\w+)">(.*?)</span>', report.html())
-        assert shown[1] == (verdict or "unclear")
+        assert shown[1] == verdict
+        assert shown[2].endswith(f" {verdict}")
         assert cell.shown_interval.replace("-", "\u2212") in report.html()
+        assert report.text().endswith(f"{cell.shown_interval} {verdict}")
+    no_direction = compared(right(350), right(351), higher_is_better=None).summary()
+    assert no_direction[0].others[0].verdict == "unclear"
+
+
+def test_every_value_of_the_summary_has_its_interval():
+    report = compared(right(340), right(355))
+    (row,) = report.summary()
+    (low, high), (low_b, high_b) = (bootstrap_interval([right(count)]) for count in (340, 355))
+    expected = [f"94.4 [{100 * low:.1f}, {100 * high:.1f}]"]
+    expected.append(f"98.6 [{100 * low_b:.1f}, {100 * high_b:.1f}]")
+    assert row.shown == expected
+    text = report.text()
+    assert "Summary [95 % interval over the test images]" in text
+    page = Page(report.html()).text
+    for shown in expected:
+        assert shown in text
+        assert shown in page
+    assert "bootstrap interval" in page
+    _, values = csv.reader(report.files()["summary.csv"].splitlines())
+    np.testing.assert_allclose([float(x) / 100 for x in values[2:4]], (low, high), rtol=1e-5)
+
+
+def test_intervals_stay_within_the_range_of_the_metric():
+    """Of a sum over two groups, as for an AUROC, and of a metric near zero."""
+    rng = np.random.default_rng(0)
+    near_one = [1 - rng.random(40) / 50, 1 - rng.random(30) / 50]
+    near_zero = [rng.normal(0.001, 0.1, 50)]
+    result = CheckResult(
+        {"auroc": 0.99, "aurc": 0.001},
+        [Headline("auroc", "AUROC, %", 100), Headline("aurc", "AURC", 1, 4, False)],
+        by_image={"auroc": [x + 0.0098 for x in near_one], "aurc": near_zero},
+    )
+    assert bootstrap_interval(near_zero)[0] < 0
+    assert result.intervals["aurc"][0] == 0
+    assert result.intervals["auroc"][1] <= 1
+
+
+def test_a_recorded_interval_is_shown():
+    result = CheckResult({"x": 0.5}, HEADLINE, recorded={"x": (0.25, 0.75)})
+    (row,) = Report({"a": {}}, [Section("check", "Check", {"a": result})]).summary()
+    assert row.shown == ["50.0 [25.0, 75.0]"]
 
 
 def test_a_difference_without_the_values_of_the_images_is_shown_without_a_verdict():
@@ -133,7 +177,8 @@ def test_a_difference_without_the_values_of_the_images_is_shown_without_a_verdic
 
 def test_page_and_terminal_say_which_run_is_relative_to_which():
     two = compared(right(340), right(355))
-    assert "Difference, b_1 minus a [95 % interval over the test images]" in two.text()
+    relation = "Difference, b_1 minus a [95 % interval over the test images]"
+    assert f"{relation}; unclear: it includes zero" in two.text()
     assert re.fullmatch(r"x, % +\+4.2 \[\+2.\d, \+6.\d\] better", two.text().splitlines()[-1])
     text = Page(two.html()).text
     assert "its difference from a (the run minus a)" in text
@@ -198,18 +243,22 @@ def test_facts_that_all_runs_share_are_stated_once():
 
 
 def test_tables_come_as_csv_with_all_digits_and_as_latex():
-    files = compared(right(340), right(355)).files()
+    files, (line,) = compared(right(340), right(355)).files(), HEADLINE
     assert set(files) == {"report.html", "summary.csv", "summary.tex"}
     header, row = csv.reader(files["summary.csv"].splitlines())
-    assert header == ["metric", "a", "b_1", "b_1 - a", "low", "high"]
-    assert row[:4] == ["x, %", "94.4444", "98.6111", "4.16667"]
-    assert float(row[4]) < 4.16667 < float(row[5])
+    assert header == [
+        "metric", "a", "a low", "a high", "b_1", "b_1 low", "b_1 high", "b_1 - a", "low", "high"
+    ]  # fmt: skip
+    assert [row[i] for i in (0, 1, 4, 7)] == ["x, %", "94.4444", "98.6111", "4.16667"]
+    assert float(row[8]) < 4.16667 < float(row[9])
+    of_a, of_b = (line.show_interval(bootstrap_interval([right(n)])) for n in (340, 355))
+    low, high = (100 * end for end in paired_interval([right(340)], [right(355)]))
     assert files["summary.tex"].splitlines()[1:] == [
         r"\begin{tabular}{lrrr}",
         r"\toprule",
         r" & a & b\_1 & b\_1 - a \\",
         r"\midrule",
-        r"x, \% & 94.4 & 98.6 & $+4.2$ [$+2.0$, $+6.3$] better \\",
+        rf"x, \% & 94.4 {of_a} & 98.6 {of_b} & $+4.2$ [${low:+.1f}$, ${high:+.1f}$] better \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]

@@ -95,7 +95,8 @@ def test_a_class_without_images(programs, tiny, data, tmp_path, objective, split
         "--config.duration=20 steps",
     )
     programs.finished(path, *arguments)
-    fast = [f"--config.eval.{option}" for option in ("max_images=8", "pgd_steps=1", "mc_samples=2")]
+    options = ("max_images=8", "pgd_steps=1", "mc_samples=2", "apgd_steps=1", "square_queries=2")
+    fast = [f"--config.eval.{option}" for option in options]
     done = programs.run("eval.py", f"--workdir={path}", "--checks=all", *fast)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -6,14 +6,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from sdd_jax.data.copies import on_disk
 from sdd_jax.errors import InputError, require
 from sdd_jax.evaluation import corruptions, metrics
-from sdd_jax.evaluation.batching import Network
+from sdd_jax.evaluation.batching import HostArray, Network
 from sdd_jax.evaluation.checks import Check, checks
+from sdd_jax.evaluation.corrupted_folders import corrupted_folders
 from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
 from sdd_jax.evaluation.results import CheckResult, Headline, Plot, Table
 from sdd_jax.options import Count
-from sdd_jax.paths import local_path
+from sdd_jax.paths import given_path
 from sdd_jax.prng import keys_at, stream_key
 
 # (name of the corruption, logits, labels), severity by severity
@@ -29,12 +31,14 @@ SEVERITIES = corruptions.SEVERITIES
 class CorruptionRobustness(Check):
     """Accuracy, NLL and ECE on images with common corruptions, at five severities.
 
-    With ``corruption_dir``, the images are those of the official CIFAR-10-C or CIFAR-100-C; without it,
-    the test images under those of its corruptions that are given by a formula. The metrics are named
-    ``official`` or ``generated`` accordingly.
+    With ``corruption_dir``, the images are those of the official CIFAR-10-C, CIFAR-100-C or ImageNet-C;
+    without it, the test images under those of CIFAR-C's corruptions that are given by a formula. The
+    metrics are named ``official`` or ``generated`` accordingly.
 
     Attributes:
-      corruption_dir: folder of ``NAME.npy`` files and ``labels.npy``.
+      corruption_dir: folder of ``NAME.npy`` files and ``labels.npy``, or of images
+        ``NAME/SEVERITY/CLASS/*.JPEG``, decoded batch by batch; the sorted names of the classes are the
+        labels 0, 1, ...
       max_images: number of test images to corrupt, the first of the split; 0: all. The official files
         are used whole.
 
@@ -144,22 +148,25 @@ def _corrupt(network, variables, images, position, key, parameters, *, name):
 
 
 def _official(folder: str, evaluator: Evaluator) -> CorruptedLogits:
-    files, labels = _open(folder, evaluator.setup)
-    count = len(labels) // len(SEVERITIES)
-    for name, images in files.items():
-        for i in range(len(SEVERITIES)):
-            part = slice(i * count, (i + 1) * count)
-            yield name, evaluator.logits_of(images[part]), labels[part]
+    for name, by_severity in _open(folder, evaluator.setup).items():
+        for images, labels in by_severity:
+            yield name, evaluator.logits_of(images), labels
 
 
-def _open(folder: str, setup: EvaluationSetup) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Opens the memory-mapped images of each corruption, and their labels.
+def _open(folder: str, setup: EvaluationSetup) -> dict[str, list[tuple[HostArray, np.ndarray]]]:
+    """Opens the images of each corruption at each severity, memory-mapped or lazy, and their labels.
 
     Raises:
       InputError: files are missing, or are not images and labels of the run's data set.
     """
     field = "corruption_dir"
-    path, shape = local_path(folder, field=field), setup.dataset.image_shape
+    path, shape = on_disk(given_path(folder, field=field), field=field), setup.dataset.image_shape
+    classes = setup.dataset.num_classes
+    if not any(path.glob("*.npy")) and any(child.is_dir() for child in path.glob("[!.]*")):
+        folders, labels = corrupted_folders(
+            path, SEVERITIES, image_shape=shape, num_classes=classes, field=field
+        )
+        return {name: [(images, labels) for images in each] for name, each in folders.items()}
     arrays = {}
     for file in sorted(path.glob("*.npy")):
         try:
@@ -168,8 +175,8 @@ def _open(folder: str, setup: EvaluationSetup) -> tuple[dict[str, np.ndarray], n
             raise InputError(f"{file} cannot be read: {error}", field=field) from error
     labels = arrays.pop("labels", None)
     if labels is None or not arrays:
-        raise InputError(f"must hold NAME.npy and labels.npy files, got {folder!r}", field=field)
-    classes = setup.dataset.num_classes
+        allowed = "NAME.npy and labels.npy files, or folders NAME/SEVERITY/CLASS"
+        raise InputError(f"must hold {allowed}, got {folder!r}", field=field)
     require(
         labels.ndim == 1
         and labels.dtype.kind in "iu"
@@ -188,7 +195,11 @@ def _open(folder: str, setup: EvaluationSetup) -> tuple[dict[str, np.ndarray], n
             f"{images.dtype} {images.shape}",
             f"uint8 {(len(labels), *shape)}",
         )
-    return arrays, np.asarray(labels, np.int32)
+    by_severity = np.split(np.asarray(labels, np.int32), len(SEVERITIES))
+    return {
+        name: list(zip(np.split(images, len(SEVERITIES)), by_severity, strict=True))
+        for name, images in arrays.items()
+    }
 
 
 def _note(kind: str, count: int, num_images: int) -> str:

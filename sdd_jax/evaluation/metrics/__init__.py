@@ -64,7 +64,12 @@ from sdd_jax.evaluation.metrics.ood_scores import (
     negative_energy,
     negative_generalized_entropy,
 )
-from sdd_jax.evaluation.metrics.paired import auroc_contributions, contributions, paired_interval
+from sdd_jax.evaluation.metrics.paired import (
+    auroc_contributions,
+    bootstrap_interval,
+    contributions,
+    paired_interval,
+)
 from sdd_jax.evaluation.metrics.selective import (
     area_under_generalized_risk_coverage,
     area_under_risk_coverage,
@@ -89,6 +94,7 @@ __all__ = [
     "area_under_risk_coverage",
     "ash_s",
     "auroc_contributions",
+    "bootstrap_interval",
     "brier_score",
     "classwise_calibration_error",
     "compute",

@@ -1,11 +1,10 @@
-"""Intervals of the difference between two networks on the same test images.
+"""Intervals of a network's metrics, and of the difference between two networks on the same test images.
 
 Every metric here is the mean of one contribution per image. For ECE, AURC and AUROC, whose images depend
 on each other, these are the values of the influence function plus the metric, so that the variance of
 their mean is that of the metric to first order.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +20,10 @@ from sdd_jax.evaluation.metrics.calibration import equal_width_index
 from sdd_jax.evaluation.metrics.detection import ranked
 from sdd_jax.evaluation.metrics.selective import risk_coverage
 
-Z = 1.959964  # two-sided 95 % of the normal distribution
 NUM_BINS = 15
+RESAMPLES = 2000
+PERCENTILES = (2.5, 97.5)
+CHUNK = 2**22  # resampled images in memory at a time
 
 
 def contributions(log_probs: ArrayLike, labels: ArrayLike, *names: str) -> dict[str, np.ndarray]:
@@ -88,16 +89,47 @@ def auroc_contributions(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np
     return below[0], 1 - below[1]
 
 
+def bootstrap_interval(groups: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    r"""Computes a 95 % bootstrap interval of a metric over the test images.
+
+    The percentiles 2.5 and 97.5 of 2,000 values
+
+    .. math:: \bar c_1 + \sum_g (\bar c_g^* - \bar c_g)
+
+    with the mean :math:`\bar c_g` of the contributions in each group of images and that of as many
+    images drawn with replacement, :math:`\bar c_g^*`. The draws have a fixed seed. They are of
+    contributions, not of predictions: an ECE of predictions that repeat images is biased upwards. For
+    contributions of 0 and 1, as of an accuracy, two images of each value are added; otherwise a network
+    without errors would have an interval of length zero.
+
+    Args:
+      groups: contributions, an array ``[n_g]`` for each group of images that were sampled separately.
+
+    Returns:
+      ``(low, high)``; None if there are fewer than two images, or a contribution is not finite.
+
+    References:
+      Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3; Agresti and Coull,
+      `Approximate Is Better than "Exact" for Interval Estimation of Binomial Proportions
+      <https://doi.org/10.1080/00031305.1998.10480550>`_, 1998, for the added images.
+
+    Examples:
+      >>> low, high = bootstrap_interval([np.arange(360) < 350])
+      >>> print(f"{low:.3f} {high:.3f}")
+      0.948 0.986
+    """
+    groups = [np.asarray(group, np.float64) for group in groups]
+    return _interval(groups, (0, 1), [0, 0, 0, 0, 1, 1, 1, 1])
+
+
 def paired_interval(
     first: Sequence[np.ndarray], other: Sequence[np.ndarray]
 ) -> tuple[float, float] | None:
-    r"""Computes a 95 % interval of the difference ``other - first`` of a metric.
+    r"""Computes a 95 % bootstrap interval of the difference ``other - first`` of a metric.
 
-    .. math:: \bar d \pm 1.96 \sqrt{\textstyle \sum_g s_g^2 / n_g}
-
-    with the differences d of the images' contributions in each group g of images. For contributions of 0
-    and 1, as of an accuracy, the four outcomes each count half an image more; otherwise few differing
-    images would give too short an interval.
+    As :func:`bootstrap_interval`, of the differences of the images' contributions, so both networks have
+    the same resampled images. For contributions of 0 and 1, the four outcomes each count half an image
+    more; otherwise few differing images would give too short an interval.
 
     Args:
       first: contributions, an array ``[n_g]`` for each group of images that were sampled separately.
@@ -109,7 +141,7 @@ def paired_interval(
 
     References:
       Agresti and Min, `Simple Improved Confidence Intervals for Comparing Matched Proportions
-      <https://doi.org/10.1002/sim.1781>`_, 2005.
+      <https://doi.org/10.1002/sim.1781>`_, 2005, for the added halves.
 
     Examples:
       One image of 360 more is no evidence, ten are:
@@ -122,24 +154,42 @@ def paired_interval(
       >>> low > 0
       True
     """
-    shapes = [np.shape(group) for group in first]
-    if shapes != [np.shape(group) for group in other] or min(map(len, first), default=0) < 2:
+    if [np.shape(group) for group in first] != [np.shape(group) for group in other]:
         return None
     differences = [np.subtract(b, a, dtype=np.float64) for a, b in zip(first, other, strict=True)]
-    if not all(np.all(np.isfinite(d)) for d in differences):
+    return _interval(differences, (-1, 0, 1), [-1, 0, 0, 1])
+
+
+def _interval(
+    groups: Sequence[np.ndarray], outcomes: Sequence[int], halves: Sequence[int]
+) -> tuple[float, float] | None:
+    """Percentiles of the resampled metric; ``halves`` are added to groups of ``outcomes`` alone."""
+    if min(map(len, groups), default=0) < 2 or not all(np.isfinite(g).all() for g in groups):
         return None
-    (centre, *_), variances = zip(*map(_mean_and_variance, differences), strict=True)
-    half = Z * math.sqrt(sum(variances))
-    return centre - half, centre + half
+    resampled = np.zeros(RESAMPLES)
+    for i, values in enumerate(groups):
+        count, rng = len(values), np.random.default_rng([0, i])
+        if np.isin(values, outcomes).all():
+            count += len(halves) // 2
+            values = np.concatenate([values, values, halves])
+        drawn = _resampled_means(values, count, rng)
+        resampled += drawn if i == 0 else drawn - values.mean()
+    low, high = np.percentile(resampled, PERCENTILES)
+    return float(low), float(high)
 
 
-def _mean_and_variance(differences: np.ndarray) -> tuple[float, float]:
-    """Mean, and the variance of the mean."""
-    count = len(differences)
-    if np.all(np.isin(differences, (-1, 0, 1))):
-        halves = np.concatenate([differences, differences, [1, -1, 0, 0]])
-        return float(halves.mean()), float(halves.var() / (count + 2))
-    return float(differences.mean()), float(differences.var(ddof=1) / count)
+def _resampled_means(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Means of ``count`` values drawn with replacement, ``[RESAMPLES]``."""
+    distinct, occurrences = np.unique(values, return_counts=True)
+    if len(distinct) <= 4:
+        drawn = rng.multinomial(count, occurrences / len(values), RESAMPLES)
+        return drawn @ distinct / count
+    rows = max(1, CHUNK // count)
+    means = [
+        values[rng.integers(len(values), size=(min(rows, RESAMPLES - start), count))].mean(axis=1)
+        for start in range(0, RESAMPLES, rows)
+    ]
+    return np.concatenate(means)
 
 
 def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
