@@ -1,8 +1,6 @@
 """Recipe cards: names, paths, descriptions."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -81,18 +79,3 @@ def test_the_list_has_every_card_and_fits_a_hundred_columns():
     for entry in entries:
         labels = re.findall(r"^ {4}(\w+) +[^- ]", entry, re.MULTILINE)
         assert labels == ["paper", "data", "expected"], entry
-
-
-@pytest.mark.slow
-def test_the_program_lists_the_cards_and_shows_one(root, tmp_path):
-    def run(*arguments):
-        command = [sys.executable, "-m", "sdd_jax", "cards", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
-
-    assert run().stdout == cards.table() + "\n"
-    shown = run("digits").stdout
-    assert shown == f"{cards.read('digits').text}\n\nFile      {root}/configs/digits.py\n"
-    unknown = run("digts")
-    assert unknown.returncode == 2
-    assert unknown.stderr.startswith("error: --config: must be a recipe card")
-    assert unknown.stderr.count("\n") == 1

@@ -4,18 +4,12 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from sdd_jax import __version__ as version
 from sdd_jax import cards
-from sdd_jax.evaluate import evaluate_workdir
 from sdd_jax.evaluation.checks import checks
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
@@ -23,71 +17,39 @@ from sdd_jax.objectives import objectives
 pytestmark = pytest.mark.slow
 
 
-def command(root, script, *arguments):
-    return [sys.executable, str(root / script), *map(str, arguments)]
+@pytest.fixture(scope="module")
+def run_fork(root, start, tmp_path_factory):
+    """Function that does what ``run`` does, for a program that ends at once; see tests/forks.py."""
+    server = start("tests/forks.py", stdin=subprocess.PIPE, stderr=None, PYTHONPATH=str(root))
 
+    def run_fork(script, *arguments, cwd=root):
+        output = tmp_path_factory.mktemp("output")
+        request = [str(root / script), arguments, str(cwd), str(output)]
+        print(json.dumps(request), file=server.stdin, flush=True)
+        status = int(server.stdout.readline())
+        streams = [(output / name).read_text() for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess([script, *arguments], status, *streams)
 
-def environment(devices=1):
-    return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
-
-
-def run(root, script, *arguments, devices=1, cwd=None, **variables):
-    return subprocess.run(
-        command(root, script, *arguments),
-        capture_output=True, text=True, timeout=300, env=environment(devices) | variables, cwd=cwd,
-    )  # fmt: skip
-
-
-def metrics(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def checksums(workdir):
-    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("state", "record")) as manager:
-        step = manager.latest_step()
-        arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return step, manager.restore(step, args=arguments)["record"]["checksums"]
-
-
-def wait_for_step(step, workdir, process):
-    log = workdir / "metrics.jsonl"
-    while not (log.exists() and f'"step": {step}' in log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.1)
+    yield run_fork
+    server.communicate()
+    assert server.returncode == 0
 
 
 @pytest.fixture(scope="module")
-def default_run(root, tmp_path_factory):
-    """Workdir and process of ``python train.py`` without arguments, run outside the checkout."""
-    folder = tmp_path_factory.mktemp("default")
-    done = run(root, "train.py", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "digits", done
-
-
-def test_the_default_run_learns_the_digits(default_run):
-    workdir, done = default_run
-    assert metrics(workdir)[-1]["eval/accuracy"] >= 0.95
-    assert "is finished: step 1320" in done.stdout
-    assert done.stderr == ""
-
-
-def test_eval_reproduces_the_logged_accuracy(root, default_run):
-    workdir, _ = default_run
-    done = run(root, "eval.py", f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    logged = metrics(workdir)[-1]["eval/accuracy"]
-    assert json.loads((workdir / "eval/metrics.json").read_text())["eval/accuracy"] == logged
-    row = next(line for line in done.stdout.splitlines() if line.startswith("accuracy, %"))
-    assert row.split()[-1] == f"{100 * logged:.2f}"
-    assert (workdir / "eval/report.html").is_file()
+def short_run(run, tmp_path_factory):
+    """Workdir of two steps on the digits, with sections of its config from the command line."""
+    folder = tmp_path_factory.mktemp("short") / "runs" / "short"
+    sections = ["--config.optimizer.b1=0.5", "--config.optimizer={'name': 'adamw'}"]
+    sections += ["--config.engine.workers=1", "--config.engine.name=streamed"]
+    done = run("train.py", f"--workdir={folder}", "--config.duration=2 steps", *sections)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.eval.nope=1", "config.eval.nope: unknown field; expected batch_size"),
+        ("--config.eval.nope=1", "config.eval.nope: unknown field; expected "),
         ("--config.seed=1", "config.seed: unknown field; expected dataset, eval"),
         ("--config.eval.pgd_steps=0", "config.eval.pgd_steps: must be in [1, 100000], got 0"),
         ("--config.eval.ood=digits", "config.eval.ood: must be another data set than the run's"),
@@ -97,84 +59,13 @@ def test_eval_reproduces_the_logged_accuracy(root, default_run):
         ("--compare=nowhere", "--compare: must hold a run"),
     ],
 )
-def test_eval_refuses_bad_arguments_in_one_line(root, default_run, argument, message):
+def test_eval_refuses_bad_arguments_in_one_line(run_fork, short_run, argument, message):
     checks = [] if argument.startswith("--checks") else ["--checks=accuracy,ood"]
-    done = run(root, "eval.py", f"--workdir={default_run[0]}", *checks, argument)
+    done = run_fork("eval.py", f"--workdir={short_run}", *checks, argument)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_four_devices_match_the_early_losses_and_final_accuracy_of_one(root, default_run, tmp_path):
-    done = run(root, "train.py", f"--workdir={tmp_path}", devices=4)
-    assert done.returncode == 0, done.stderr
-    one, four = metrics(default_run[0]), metrics(tmp_path)
-    compared = 0
-    for a, b in zip(one, four, strict=True):
-        if a["step"] <= 50:
-            for name in ("train/loss", "train/cross_entropy", "train/sd_dropout"):
-                np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
-                compared += 1
-    assert compared == 15
-    assert abs(one[-1]["eval/accuracy"] - four[-1]["eval/accuracy"]) <= 0.01
-
-
-@pytest.mark.parametrize(("engine", "parallel"), [("resident", "shard_map"), ("streamed", "pmap")])
-def test_two_processes_of_two_devices_match_one_process_and_stop_together(
-    root, default_run, tmp_path, engine, parallel
-):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = [
-        f"--workdir={tmp_path}",
-        f"--config.engine={{'name': '{engine}'}}",
-        f"--config.parallel={parallel}",
-        "--config.eval_every=50 steps",
-        "--config.checkpoint_every=50 steps",
-        f"--coordinator_address=127.0.0.1:{port}",
-        "--num_processes=2",
-    ]
-    processes = [
-        subprocess.Popen(
-            command(root, "train.py", *options, f"--process_id={i}"),
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(2),
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    wait_for_step(60, tmp_path, processes[0])
-    processes[1].send_signal(signal.SIGTERM)
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], errors
-    early = [line for line in metrics(default_run[0]) if line["step"] <= 50]
-    assert len(early) == 5
-    for one, two in zip(early, metrics(tmp_path), strict=False):
-        assert one["step"] == two["step"]
-        np.testing.assert_allclose(one["train/loss"], two["train/loss"], rtol=1e-4)
-    logged = metrics(tmp_path)[4]
-    expected = evaluate_workdir(str(tmp_path), ["accuracy"], checkpoint="50")
-    assert logged["step"] == expected["step"] == 50
-    for name in ("eval/accuracy", "eval/nll", "eval/ece"):
-        np.testing.assert_allclose(logged[name], expected[name], rtol=1e-4)
-
-
-def test_sigterm_saves_and_the_same_command_resumes_on_more_devices(root, tmp_path):
-    process = subprocess.Popen(
-        command(root, "train.py", f"--workdir={tmp_path}", "--config.duration=120 epochs"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
-    wait_for_step(30, tmp_path, process)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 143
-    step, _ = checksums(tmp_path)
-    assert f"stopped after step {step}, which is saved" in error
-    done = run(root, "train.py", f"--workdir={tmp_path}", "--config.duration=120 epochs", devices=4)
-    assert done.returncode == 0, done.stderr
-    assert f"4 cpu device(s); resuming after step {step}" in done.stdout
-    assert metrics(tmp_path)[-1]["step"] == 2640
-    assert metrics(tmp_path)[-1]["eval/accuracy"] >= 0.95
 
 
 @pytest.mark.parametrize(
@@ -234,9 +125,9 @@ def test_sigterm_saves_and_the_same_command_resumes_on_more_devices(root, tmp_pa
         (["nope"], "unexpected argument 'nope'"),
     ],
 )
-def test_bad_input_gets_one_line_and_status_2(root, tmp_path, arguments, message):
+def test_bad_input_gets_one_line_and_status_2(root, run_fork, tmp_path, arguments, message):
     arguments = [a.replace("CARD", str(root / "configs/digits.py")) for a in arguments]
-    done = run(root, "train.py", f"--workdir={tmp_path / 'run'}", *arguments)
+    done = run_fork("train.py", f"--workdir={tmp_path / 'run'}", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
@@ -255,8 +146,8 @@ def test_bad_input_gets_one_line_and_status_2(root, tmp_path, arguments, message
         ("eval.py", "nonsense", "Backend 'nonsense' is not in the list of known backends"),
     ],
 )  # fmt: skip
-def test_a_platform_that_is_not_there_is_one_line(root, tmp_path, script, platform, message):
-    done = run(root, script, f"--workdir={tmp_path}/run", JAX_PLATFORMS=platform)
+def test_a_platform_that_is_not_there_is_one_line(run, tmp_path, script, platform, message):
+    done = run(script, f"--workdir={tmp_path}/run", JAX_PLATFORMS=platform)
     assert done.returncode == 2
     assert done.stderr.startswith("error: JAX_PLATFORMS: JAX cannot start ")
     assert message in done.stderr
@@ -282,9 +173,9 @@ def test_a_platform_that_is_not_there_is_one_line(root, tmp_path, script, platfo
     ],
 )
 def test_help_fits_a_screen_and_has_the_own_flags_the_names_and_an_example(
-    root, flag, script, flags, names
+    run_fork, flag, script, flags, names
 ):
-    done = run(root, script, flag)
+    done = run_fork(script, flag)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) <= 40
@@ -299,8 +190,8 @@ def test_help_fits_a_screen_and_has_the_own_flags_the_names_and_an_example(
     assert "pdb" not in done.stdout
 
 
-def test_the_flags_of_absl_are_in_the_full_help(root):
-    done = run(root, "train.py", "--helpfull")
+def test_the_flags_of_absl_are_in_the_full_help(run_fork):
+    done = run_fork("train.py", "--helpfull")
     assert (done.returncode, done.stderr) == (0, "")
     assert "--workdir" in done.stdout
     assert "--[no]run_with_pdb" in done.stdout
@@ -311,7 +202,7 @@ def test_the_program_trains_and_evaluates_a_card_by_name_and_is_called_by_its_na
         return subprocess.run(
             [sys.executable, "-m", "sdd_jax", *arguments],
             capture_output=True, text=True, timeout=300, cwd=tmp_path,
-            env=environment() | {"PYTHONPATH": str(root)},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)},
         )  # fmt: skip
 
     done = sdd_jax("train", "--config", "digits:ce", "--config.duration=2 steps")
@@ -321,81 +212,48 @@ def test_the_program_trains_and_evaluates_a_card_by_name_and_is_called_by_its_na
     done = sdd_jax("eval", "--workdir=runs/digits-ce")
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: python -m sdd_jax train [" in sdd_jax("train", "-h").stdout
-    usage = sdd_jax()
-    assert (usage.returncode, usage.stderr) == (0, "")
-    assert max(map(len, usage.stdout.splitlines())) <= 80
-    assert sdd_jax("--version").stdout == f"sdd_jax {version}\n"
-    unknown = sdd_jax("fit")
-    assert unknown.returncode == 2
-    assert unknown.stderr == (
-        "error: python -m sdd_jax: there is no command 'fit'; expected train, eval, compile or cards\n"
-    )
 
 
-def test_an_entry_can_be_selected_by_its_name_and_fields(root, tmp_path):
-    engine = ["--config.engine.workers=1", "--config.engine.name=streamed"]
-    done = run(root, "train.py", f"--workdir={tmp_path}/run", "--config.duration=2 steps", *engine)
-    assert (done.returncode, done.stderr) == (0, "")
-    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
-    assert (recorded["engine"]["name"], recorded["engine"]["workers"]) == ("streamed", 1)
-
-
-def test_ctrl_c_saves_and_exits_130(root, tmp_path):
-    process = subprocess.Popen(
-        command(root, "train.py", f"--workdir={tmp_path}", "--config.duration=1000 epochs"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
-    wait_for_step(30, tmp_path, process)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    step, _ = checksums(tmp_path)
-    assert error == f"stopped after step {step}, which is saved; the same command resumes\n"
-
-
-def test_ctrl_c_at_the_start_is_one_line(root, tmp_path):
+def test_ctrl_c_at_the_start_is_one_line(start, tmp_path):
     (tmp_path / "slow.py").write_text(
         "import sys, time\nprint('ready', flush=True)\ntime.sleep(60)\n"
     )
-    process = subprocess.Popen(
-        command(root, "train.py", f"--config={tmp_path}/slow.py"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path,
-    )  # fmt: skip
+    process = start("train.py", f"--config={tmp_path}/slow.py", cwd=tmp_path)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, "error: interrupted\n")
 
 
-def test_fields_of_a_section_that_is_given_whole_reach_the_programs(root, tmp_path):
-    engine = ["--config.engine.workers=1", "--config.engine={'name': 'streamed'}"]
-    done = run(root, "train.py", f"--workdir={tmp_path}/run", "--config.duration=2 steps", *engine)
-    assert done.returncode == 0, done.stderr
-    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+def test_sections_that_are_given_whole_or_by_name_and_fields_reach_the_programs(
+    run, short_run, tmp_path
+):
+    recorded = json.loads((short_run / "config.json").read_text())["config"]
     assert (recorded["engine"]["name"], recorded["engine"]["workers"]) == ("streamed", 1)
+    assert (recorded["optimizer"]["name"], recorded["optimizer"]["b1"]) == ("adamw", 0.5)
     options = ["--config.eval={'batch_size': 100}", "--config.eval.mc_samples=3"]
-    arguments = [f"--workdir={tmp_path}/run", "--checks=mc_dropout", *options]
-    done = run(root, "eval.py", *arguments, f"--output={tmp_path}/results")
+    arguments = [f"--workdir={short_run}", "--checks=mc_dropout", *options]
+    done = run("eval.py", *arguments, f"--output={tmp_path}/results")
     assert done.returncode == 0, done.stderr
     names = json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert "eval/mc_dropout/3/nll" in names
-    assert not (tmp_path / "run" / "eval").exists()
+    assert not (short_run / "eval").exists()
 
 
-def test_settings_without_effect_are_one_warning_each(root, tmp_path):
+def test_settings_without_effect_are_one_warning_each(run, tmp_path):
     options = ["--config.duration=4 steps", "--config.sd_dropout.rate=0.999999"]
     options += ["--config.schedule={'name': 'step', 'warmup': '100 epochs'}"]
-    done = run(root, "train.py", f"--workdir={tmp_path}", *options)
+    done = run("train.py", f"--workdir={tmp_path}", *options)
     assert done.returncode == 0, done.stderr
     fields = ("schedule.warmup", "schedule.milestones", "sd_dropout.rate")
     for line, field in zip(done.stderr.splitlines(), fields, strict=True):
         assert f"config.{field}: " in line
 
 
-def test_the_compilation_cache_is_beside_the_output_of_an_evaluation(root, default_run, tmp_path):
-    cache = default_run[0].parent / ".jax_cache"
+def test_the_compilation_cache_is_beside_the_output_of_an_evaluation(run, short_run, tmp_path):
+    cache = short_run.parent / ".jax_cache"
     shutil.move(cache, tmp_path / "kept")
-    done = run(root, "eval.py", f"--workdir={default_run[0]}", f"--output={tmp_path}/a/results")
+    done = run("eval.py", f"--workdir={short_run}", f"--output={tmp_path}/a/results")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a" / ".jax_cache").is_dir()
     assert not cache.exists()
@@ -405,23 +263,23 @@ def test_the_compilation_cache_is_beside_the_output_of_an_evaluation(root, defau
 @pytest.mark.parametrize(
     ("script", "arguments", "field"),
     [
-        ("train.py", ["--workdir=gs://bucket/run"], "--workdir"),
+        ("train.py", ["--workdir=s3://bucket/run"], "--workdir"),
         ("eval.py", ["--workdir=s3://bucket/run"], "--workdir"),
         ("eval.py", ["--workdir=DEFAULT", "--output=file:///tmp/results"], "--output"),
     ],
 )
 def test_remote_paths_are_refused_before_a_folder_of_that_name_exists(
-    root, default_run, tmp_path, script, arguments, field
+    run_fork, short_run, tmp_path, script, arguments, field
 ):
-    arguments = [a.replace("DEFAULT", str(default_run[0])) for a in arguments]
-    done = run(root, script, *arguments, cwd=tmp_path)
+    arguments = [a.replace("DEFAULT", str(short_run)) for a in arguments]
+    done = run_fork(script, *arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {field}: must be on a local or mounted disk, got ")
+    assert done.stderr.startswith(f"error: {field}: must be on a local or mounted disk, or gs://")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_python_files_of_a_run_are_executed_if_trusted(root, tmp_path):
+def test_python_files_of_a_run_are_executed_if_trusted(root, run, run_fork, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from sdd_jax.training.schedules import schedules\n"
         "@schedules.register('constant')\n"
@@ -429,13 +287,13 @@ def test_python_files_of_a_run_are_executed_if_trusted(root, tmp_path):
     )
     options = [f"--config.imports={tmp_path}/mine.py", "--config.schedule={'name': 'constant'}"]
     options += ["--config.duration=2 steps", "--config.model.dropout_rate=0.1"]
-    done = run(root, "train.py", f"--workdir={tmp_path}/run", *options)
+    done = run("train.py", f"--workdir={tmp_path}/run", *options)
     assert done.returncode == 0, done.stderr
     student = [f"--config={root}/configs/distill_digits.py", f"--config.teacher={tmp_path}/run"]
     student += [f"--workdir={tmp_path}/student", "--config.duration=2 steps"]
     for command in (["eval.py", f"--workdir={tmp_path}/run"], ["train.py", *student]):
-        refused = run(root, *command)
+        refused = run_fork(*command)
         assert refused.returncode == 2, refused.stderr
         assert "--trust_imports" in refused.stderr
-        done = run(root, *command, "--trust_imports")
+        done = run(*command, "--trust_imports")
         assert done.returncode == 0, done.stderr

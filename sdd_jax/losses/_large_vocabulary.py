@@ -2,9 +2,10 @@
 
 The classes are processed in chunks, in one pass forward and one backward. The forward pass keeps running
 statistics per example (a normaliser, and a divergence or the logit of the label) and joins those of each
-chunk to them, and likewise those of devices that have other classes. The backward pass recomputes the logits of a chunk, turns them into their gradient in
-closed form, and adds its products to the gradients of features and head. This costs one more matrix
-product than the plain loss; memory grows with the chunk instead of the number of classes.
+chunk to them, and likewise those of devices that have other classes. The backward pass recomputes the
+logits of a chunk, turns them into their gradient in closed form, and adds its products to the gradients
+of features and head. This costs one more matrix product than the plain loss; memory grows with the chunk
+instead of the number of classes.
 
 References:
   Milakov and Gimelshein, `Online normalizer calculation for softmax

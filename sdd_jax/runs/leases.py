@@ -23,7 +23,7 @@ from sdd_jax.errors import writing
 
 RENEWED = 10.0  # seconds between two writes of the owner
 EXPIRED = 60.0  # seconds without a write, after which the owner is taken to be gone
-_WATCHED = 1.0  # seconds between two looks at the lease of another
+WATCHED = 1.0  # seconds between two looks at the lease of another
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def leased(path: BucketPath, *, wait: bool) -> Iterator[None]:
         "owner": secrets.token_hex(8),
         "host": platform.node(),
         "process": os.getpid(),
-        "machine": _machine(),
+        "machine": machine(),
     }
     while not _taken(path, me):
         with writing(path):
@@ -114,13 +114,13 @@ def _watched(path: BucketPath, *, until_gone: bool) -> str:
     """
     found = _read(path)
     name = f"process {found.get('process')} on {found.get('host')}"
-    if found.get("machine") == _machine() and not _lives(found.get("process")):
+    if found.get("machine") == machine() and not _lives(found.get("process")):
         path.unlink(missing_ok=True)
         return ""
     _logger.warning("%s is held by %s; waiting to see whether it lives", path, name)
     since = time.monotonic()
     while time.monotonic() - since < EXPIRED:
-        time.sleep(_WATCHED)
+        time.sleep(WATCHED)
         if (now := _read(path)) != found:
             if not now:
                 return ""
@@ -142,7 +142,7 @@ def _lives(process: Any) -> bool:
     return True
 
 
-def _machine() -> str:
+def machine() -> str:
     """What two processes share that see each other's process numbers; empty where that is unknown."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -17,7 +17,7 @@ from sdd_jax.runs.leases import leased
 def path(bucket, monkeypatch):
     monkeypatch.setattr(leases, "RENEWED", 0.05)
     monkeypatch.setattr(leases, "EXPIRED", 0.6)
-    monkeypatch.setattr(leases, "_WATCHED", 0.02)
+    monkeypatch.setattr(leases, "WATCHED", 0.02)
     return given_path(bucket[0], field="f") / "lock"
 
 
@@ -76,7 +76,7 @@ def test_an_owner_that_was_killed_on_this_machine_is_gone_at_once(path, monkeypa
     monkeypatch.setattr(leases, "EXPIRED", 1e9)
     killed = os.posix_spawn("/bin/true", ["true"], {})
     os.waitpid(killed, 0)
-    left(path, machine=leases._machine(), process=killed)
+    left(path, machine=leases.machine(), process=killed)
     with leased(path, wait=False):
         assert leases.owner(path) != "0"
 
