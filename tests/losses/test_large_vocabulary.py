@@ -308,7 +308,7 @@ def vocabulary(loss, transformation, parameters, last, weights, **options):
     return jax.jit(sharded)(parameters, last, weights)
 
 
-@pytest.mark.parametrize(("transformation", "case"), VOCABULARY_CASES, ids=str)
+@pytest.mark.parametrize(("transformation", "case"), VOCABULARY_CASES)
 def test_classes_sharded_over_devices(transformation, case):
     """The last device has a class that is excluded; with the large scale, posteriors are one-hot."""
     case = dict(case)
