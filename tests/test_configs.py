@@ -122,7 +122,7 @@ def test_missing_fields_of_an_earlier_version_get_their_defaults():
     [
         (None, "config.nope: unknown field; expected "),
         ("dataset", "config.dataset.nope: unknown field; expected cache_dir, data_dir, "),
-        ("eval", "config.eval.nope: unknown field; expected batch_size, "),
+        ("eval", "config.eval.nope: unknown field; expected apgd_steps, "),
     ],
 )
 def test_an_unknown_field_is_refused(section, message):
@@ -164,7 +164,7 @@ def record_with(field, value):
         ("sd_dropout.random_rate", ("a", "b"), "random_rate: must be a list of finite numbers"),
         ("eval.epsilons", [1.0, None], "config.eval.epsilons: must be a list of finite numbers"),
         ("eval.mc_samples", "many", "config.eval.mc_samples: must be a whole number"),
-        ("eval", 3, "config.eval: must be a section of batch_size, .*got 3"),
+        ("eval", 3, "config.eval: must be a section of apgd_steps, .*got 3"),
         ("dataset", "digits", "config.dataset: must be a section of cache_dir, .*got 'digits'"),
         ("seed", {"a": 1}, "config.seed: must be a whole number"),
         ("model", "mlp", "config.model: must be a section of .*name.*got 'mlp'"),
