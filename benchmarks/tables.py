@@ -20,6 +20,12 @@ from benchmarks.plans import PLANS, Figures
 PAGES = ("README.md", "docs/results.md", "docs/methods.md", "docs/devices.md")
 TOPOLOGIES = ("v5e-2x2", "v5e-8x8")
 TPU_COLUMNS = ("batch", "GFLOP", "GB moved", "peak, GiB", "all-reduces", "loops")
+SELECTIVE_COLUMNS = (
+    "accuracy %",
+    "1000 AURC by probability",
+    "by p-norm of logits",
+    "gain by the p-norm",
+)
 DIGITS: Figures = {
     "accuracy %": ("eval/accuracy", 100, 2),
     "NLL": ("eval/nll", 1, 3),
@@ -83,6 +89,7 @@ def tables() -> dict[str, str]:
         | {"intents-transformer": intents_figures("intents-transformer")}
         | {"methods": methods_table()}
         | {f"tpu-{topology}": tpu_table(topology) for topology in TOPOLOGIES}
+        | {"selective-cub100-tuned": selective_table("selective-cub100-tuned")}
     )
 
 
@@ -255,6 +262,23 @@ def tpu_table(topology: str) -> str:
         ]
         lines.append([card, *cells])
     return markdown(["", *TPU_COLUMNS], lines)
+
+
+def selective_table(name: str) -> str:
+    """A row for each method: AURC by two confidences, and what the second gains; beside the baseline."""
+    path = measure.RESULTS / f"{name}.json"
+    methods = json.loads(path.read_text())["methods"] if path.is_file() else {}
+    lines, baseline = [], None
+    for method, figures in methods.items():
+        columns = [np.asarray(figures[x]) for x in ("accuracy", "aurc", "aurc_repaired")]
+        columns.append(columns[1] - columns[2])
+        cells = [
+            compared(values, None if baseline is None else baseline[i], 1)
+            for i, values in enumerate(columns)
+        ]
+        baseline = columns if baseline is None else baseline
+        lines.append([method, str(len(columns[0])), *cells])
+    return markdown(["", "seeds", *SELECTIVE_COLUMNS], lines)
 
 
 def difference(
