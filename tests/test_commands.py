@@ -26,6 +26,8 @@ NOT_RUN = {
     "pip ": "installs a package; .ci/run installs with the README's two lines",
     "pytest": "these tests",
     "sdd-jax compile ": "needs libtpu; tests/test_compile_only.py",
+    "python train.py --config=cifar100_resnet18 --distributed ": "needs a cluster and a bucket; "
+    "tests/faults/test_hosts.py, tests/faults/test_buckets.py",
     "python -m benchmarks.": "measures for minutes to days; tests/benchmarks",
     "python examples/intents.py ": "needs a data set; tests/examples",
     "python examples/": "trains for half a minute; tests/examples",
