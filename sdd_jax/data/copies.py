@@ -1,10 +1,11 @@
-"""Copies on this machine's disk of folders in a bucket, for readers that need files."""
+"""Folders of the cache: written whole, and copies of folders in a bucket for readers that need files."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
-import shutil
 import tempfile
+from collections.abc import Iterator
 
 from sdd_jax.buckets import BucketError, BucketPath
 from sdd_jax.errors import InputError, writing
@@ -25,32 +26,43 @@ def on_disk(folder: Path, *, field: str, cache_dir: str = "") -> pathlib.Path:
     """
     if not isinstance(folder, BucketPath):
         return folder
-    try:
-        objects = folder.objects()
-        if not objects:
-            raise InputError(f"there is no folder {str(folder)!r}", field=field)
-        listing = [(str(path), x.st_size, x.st_mtime_ns) for path, x in objects.items()]
-        digest = hashlib.sha256(json.dumps(sorted(listing)).encode()).hexdigest()[:16]
-        copy = cache_folder(cache_dir) / "buckets" / digest / folder.name
-        if not copy.is_dir():
-            with writing(copy):
-                _copy(folder, list(objects), copy)
-    except BucketError as error:
-        raise InputError(f"{folder} cannot be read: {error}", field=field) from error
+    cache = cache_folder(cache_dir) / "buckets"
+    with writing(cache):
+        try:
+            return _copy(folder, cache, field)
+        except BucketError as error:
+            raise InputError(f"{folder} cannot be read: {error}", field=field) from error
+
+
+def _copy(folder: BucketPath, cache: pathlib.Path, field: str) -> pathlib.Path:
+    objects = folder.objects()
+    if not objects:
+        raise InputError(f"there is no folder {str(folder)!r}", field=field)
+    listing = [(str(path), x.st_size, x.st_mtime_ns) for path, x in objects.items()]
+    digest = hashlib.sha256(json.dumps(sorted(listing)).encode()).hexdigest()[:16]
+    copy = cache / digest / folder.name
+    if not copy.is_dir():
+        with written_whole(copy) as partial:
+            for path in objects:
+                file = partial / path.relative_to(folder)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(path.read_bytes())
     return copy
 
 
-def _copy(folder: BucketPath, objects: list[BucketPath], copy: pathlib.Path) -> None:
-    """Copies to a temporary folder and renames it, so that a copy is whole."""
-    root = copy.parent.parent
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="partial-", dir=root) as partial:
-        for path in objects:
-            file = pathlib.Path(partial, folder.name, path.relative_to(folder))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(path.read_bytes())
+@contextlib.contextmanager
+def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder to fill, which is then renamed: readers never see part of ``folder``.
+
+    What another process has written there meanwhile stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as temporary:
+        partial = pathlib.Path(temporary, folder.name)
+        partial.mkdir()
+        yield partial
         try:
-            shutil.move(partial, copy.parent)
+            partial.rename(folder)
         except OSError:
-            if not copy.is_dir():  # else another process has copied the same
+            if not folder.is_dir():
                 raise

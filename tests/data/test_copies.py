@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sdd_jax import data
-from sdd_jax.data.copies import on_disk
+from sdd_jax.buckets import BucketError, BucketPath
+from sdd_jax.data.copies import on_disk, written_whole
 from sdd_jax.errors import InputError
 from sdd_jax.paths import given_path
 
@@ -65,7 +66,23 @@ def test_a_folder_is_copied_once_and_again_when_it_changes(bucket, tmp_path, mon
     assert on_disk(tmp_path, field="f") == tmp_path
     with pytest.raises(InputError, match="f: there is no folder 'gs://"):
         on_disk(folder / "none", field="f")
-    assert not list((tmp_path / "sdd_jax" / "buckets").glob("partial-*"))
+    (folder / "two").write_bytes(b"222")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            BucketPath, "read_bytes", lambda self: (_ for _ in ()).throw(BucketError("away"))
+        )
+        with pytest.raises(InputError, match="f: gs://.*/folder cannot be read: away"):
+            on_disk(folder, field="f")
+    assert not list((tmp_path / "sdd_jax" / "buckets").glob("*/partial-*"))
+
+
+def test_a_folder_that_another_process_has_written_meanwhile_stays(tmp_path):
+    with written_whole(tmp_path / "folder") as partial:
+        (partial / "file").write_text("ours")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "file").write_text("theirs")
+    assert (tmp_path / "folder" / "file").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_tfds_reads_a_folder_in_a_bucket(bucket, photographs, tmp_path):

@@ -13,14 +13,13 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from sdd_jax.buckets import BucketPath
-from sdd_jax.data.copies import on_disk
+from sdd_jax.data.copies import on_disk, written_whole
 from sdd_jax.data.sources import labelled_splits, sources
 from sdd_jax.errors import InputError
 from sdd_jax.extras import pip_command
@@ -291,16 +290,12 @@ def _read_cache(
 
 
 def _write_cache(cache: pathlib.Path, arrays: dict[str, np.ndarray], num_classes: int) -> None:
-    """Writes to a temporary folder and renames it, so that readers never see part of a cache."""
+    """Writes the arrays; a damaged cache is replaced."""
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="partial-", dir=cache.parent) as folder:
-            partial = pathlib.Path(folder, cache.name)
-            partial.mkdir()
+        with written_whole(cache) as partial:
             for name, array in arrays.items():
                 np.save(partial / f"{name}.npy", array)
             (partial / "num_classes.json").write_text(json.dumps(num_classes))
             shutil.rmtree(cache, ignore_errors=True)
-            partial.rename(cache)
     except OSError as error:
         _logger.warning("could not cache the data set in %s: %s", cache, error)
