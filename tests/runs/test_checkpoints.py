@@ -13,6 +13,7 @@ import pytest
 
 from sdd_jax import models
 from sdd_jax.errors import InputError
+from sdd_jax.paths import given_path
 from sdd_jax.runs import Checkpoints
 from sdd_jax.training.optimizers import optimizers
 from sdd_jax.training.state import create
@@ -38,8 +39,8 @@ def equal(a, b):
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def write(folder, state, accuracies):
-    checkpoints = Checkpoints(folder, keep=2)
+def write(folder, state, accuracies, keep=2):
+    checkpoints = Checkpoints(folder, keep=keep)
     for step, accuracy in accuracies.items():
         checkpoints.save(step, at(state, step), validation_accuracy=accuracy)
     checkpoints.close()
@@ -294,3 +295,52 @@ def test_evaluation_reads_the_newest_checkpoint_when_training_removed_the_select
     reader = Checkpoints(tmp_path, read_only=True)
     write(tmp_path, state, {3: None, 4: None})  # this removes 1 and 2
     assert equal(reader.restore(state), at(state, 4))
+
+
+# --------------------------------------------------------------------------- in a bucket
+
+
+@pytest.fixture
+def in_bucket(bucket, state):
+    """A run in a bucket with the best and the latest of three steps, and its folder on the server."""
+    workdir = given_path(bucket[0], field="f")
+    write(workdir, state, {1: 0.5, 2: 0.9, 3: 0.7}, keep=1)
+    return workdir, bucket[1] / "checkpoints"
+
+
+def test_in_a_bucket_the_latest_and_the_best_are_kept(in_bucket, state):
+    checkpoints = Checkpoints(in_bucket[0], read_only=True)
+    assert checkpoints.steps() == [2, 3]
+    assert equal(checkpoints.restore(state), at(state, 3))
+    assert equal(checkpoints.restore(state, which="best"), at(state, 2))
+
+
+def test_in_a_bucket_an_unfinished_checkpoint_is_none_and_its_step_can_be_saved(in_bucket, state):
+    (in_bucket[1] / "3" / "commit_success.txt").unlink()  # Orbax writes it last
+    checkpoints = Checkpoints(in_bucket[0], keep=1)
+    assert checkpoints.steps() == [2]
+    assert equal(checkpoints.restore(state), at(state, 2))
+    checkpoints.save(3, at(state, 30))
+    assert equal(checkpoints.restore(state), at(state, 30))
+    checkpoints.close()
+
+
+def test_in_a_bucket_a_damaged_checkpoint_is_set_aside(in_bucket, state, caplog):
+    for file in (in_bucket[1] / "3" / "state").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    checkpoints = Checkpoints(in_bucket[0], keep=1)
+    assert equal(checkpoints.restore(state), at(state, 2))
+    assert "3 is damaged" in caplog.text
+    assert checkpoints.steps() == [2]
+    assert [p.name for p in (in_bucket[0] / "damaged").iterdir()] == ["3-0"]
+    checkpoints.save(3, at(state, 3))
+    assert equal(checkpoints.restore(state), at(state, 3))
+    checkpoints.close()
+
+
+def test_in_a_bucket_damaged_checkpoints_alone_are_refused(in_bucket, state):
+    shutil.rmtree(in_bucket[1] / "2")
+    (in_bucket[1] / "3" / "record" / "metadata").write_text("{")
+    with pytest.raises(InputError, match="no checkpoint can be read, of steps"):
+        Checkpoints(in_bucket[0], keep=1).restore(state)
