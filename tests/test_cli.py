@@ -49,7 +49,10 @@ def short_run(run, tmp_path_factory):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.eval.nope=1", "config.eval.nope: unknown field; expected "),
+        (
+            "--config.eval.nope=1",
+            "config.eval.nope: unknown field; expected apgd_steps",
+        ),
         ("--config.seed=1", "config.seed: unknown field; expected dataset, eval"),
         ("--config.eval.pgd_steps=0", "config.eval.pgd_steps: must be in [1, 100000], got 0"),
         ("--config.eval.ood=digits", "config.eval.ood: must be another data set than the run's"),

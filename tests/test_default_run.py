@@ -56,7 +56,7 @@ def test_eval_reproduces_the_logged_accuracy(run, default_run):
     logged = metrics(workdir)[-1]["eval/accuracy"]
     assert json.loads((workdir / "eval/metrics.json").read_text())["eval/accuracy"] == logged
     row = next(line for line in done.stdout.splitlines() if line.startswith("accuracy, %"))
-    assert f"{100 * logged:.2f}" in row.split()
+    assert row.split()[2] == f"{100 * logged:.2f}"  # after "accuracy, %", before the interval
     assert (workdir / "eval/report.html").is_file()
 
 

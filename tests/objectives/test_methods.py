@@ -49,9 +49,9 @@ def test_it_trains_alone_and_learns(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_it_trains_with_sd_dropout_and_learns(name, tmp_path):
-    config = config_of(name)
+    config = config_of(name, duration="5 epochs", eval_every="5 epochs")
     config.sd_dropout.weight = 0.1
-    assert train_and_evaluate(config, str(tmp_path))["eval/accuracy"] > 0.3  # chance: 0.1
+    assert train_and_evaluate(config, str(tmp_path))["eval/accuracy"] > 0.6  # chance: 0.1
     assert read_metrics(tmp_path)[-1]["train/sd_dropout"] > 0
 
 
@@ -78,7 +78,7 @@ def test_the_branches_of_byot_see_maps_of_any_proportions_whole(shape):
         assert np.ptp(logits) > 0
 
 
-@pytest.mark.parametrize("name", ["ps_kd", "dlb", "byot"])  # dml has a network besides, as byot
+@pytest.mark.parametrize("name", ["ps_kd", "dlb", "dml", "byot"])
 def test_arrays_that_an_objective_carries_survive_a_stop(name, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train_and_evaluate(config_of(name), str(whole))
