@@ -143,7 +143,7 @@ def _lives(process: Any) -> bool:
 
 
 def machine() -> str:
-    """What two processes share that see each other's process numbers; empty where that is unknown."""
+    """What two processes share that see each other's process numbers; unique where that is unknown."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
