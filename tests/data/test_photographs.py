@@ -64,6 +64,24 @@ def test_a_run_ends_with_the_same_parameters_on_either_engine(
     train_and_evaluate(config, str(tmp_path / "streamed"))
 
 
+@pytest.mark.slow
+def test_a_program_ends_with_the_same_parameters_bit_for_bit_on_either_engine(
+    run, tiny_config, tmp_path
+):
+    """With all of XLA's optimisations, which the tests in this process are without."""
+    options = ["--config.model={'name': 'mlp', 'width': 16, 'depth': 1}", "--config.augment.pad=1"]
+    options += [
+        "--config.batch_size=176",
+        "--config.duration=9 steps",
+        "--config.eval_every=9 steps",
+    ]
+    for engine, calls in (("resident", 0), ("streamed", 3)):
+        options += [f"--config.engine={{'name': '{engine}'}}", f"--config.steps_per_call={calls}"]
+        done = run("train.py", f"--workdir={tmp_path / engine}", *options, devices=4)
+        assert done.returncode == 0, done.stderr
+    assert_equal_final_states(tiny_config, tmp_path / "resident", tmp_path / "streamed")
+
+
 def test_a_card_trains_and_evaluates_on_photographs(card, tmp_path, assert_nothing_runs):
     card.dataset.validation = 0.2
     card.duration = "1 epochs"

@@ -325,7 +325,8 @@ def test_the_interval_of_a_mean_over_sets_is_that_of_resampled_images(linear):
     by_image = check(made).by_image
     far, c = ([by_image[f"ood/{name}/{d}/auroc"] for d in chosen] for name in ("far", "c"))
     assert metrics.paired_interval(*far) == metrics.paired_interval(*c)
-    low, high = metrics.paired_interval(*(by_image[f"ood/near/{d}/auroc"] for d in chosen))
+    near = [by_image[f"ood/near/{d}/auroc"] for d in chosen]
+    low, high = metrics.paired_interval(*near)
 
     def scores(pixels):
         z = flat(pixels) @ kernel + [0, 1]
@@ -350,6 +351,7 @@ def test_the_interval_of_a_mean_over_sets_is_that_of_resampled_images(linear):
     whole = mean_difference(np.arange(60), np.arange(25), np.arange(25))
     sizes = (60, 25, 25)
     resampled = [mean_difference(*(rng.integers(0, n, n) for n in sizes)) for _ in range(1000)]
+    assert near[1][0].mean() - near[0][0].mean() == pytest.approx(whole, abs=1e-3)
     assert (low + high) / 2 == pytest.approx(whole, abs=(high - low) / 20)
     assert (high - low) / (2 * 1.96) == pytest.approx(np.std(resampled), rel=0.1)
 

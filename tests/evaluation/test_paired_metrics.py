@@ -59,6 +59,10 @@ def test_the_interval_agrees_with_a_paired_bootstrap(name):
     groups = [[metrics.contributions(p, labels, name)[name]] for p in predictions]
     low, high = metrics.paired_interval(*groups)
     first, other = (NAMES[name](p, labels) for p in predictions)
+    ((of_first,), (of_other,)) = groups
+    np.testing.assert_allclose(
+        of_other.mean() - of_first.mean(), other - first, rtol=0.01, atol=1e-4
+    )
     assert (low + high) / 2 == pytest.approx(other - first, abs=(high - low) / 20)
 
     def difference(index):
