@@ -325,6 +325,14 @@ def test_in_a_bucket_an_unfinished_checkpoint_is_none_and_its_step_can_be_saved(
     checkpoints.close()
 
 
+def test_in_a_bucket_an_unfinished_checkpoint_is_removed_by_the_next_run(in_bucket, state):
+    (in_bucket[1] / "3" / "commit_success.txt").unlink()
+    checkpoints = Checkpoints(in_bucket[0], keep=2)
+    checkpoints.save(4, at(state, 4))
+    checkpoints.close()
+    assert sorted(p.name for p in (in_bucket[0] / "checkpoints").iterdir()) == ["2", "4"]
+
+
 def test_in_a_bucket_a_damaged_checkpoint_is_set_aside(in_bucket, state, caplog):
     for file in (in_bucket[1] / "3" / "state").rglob("*"):
         if file.is_file() and file.parent.name == "d":
