@@ -333,7 +333,8 @@ def abstract_arguments(experiment: Experiment, devices: int) -> tuple[TrainState
     shape = experiment.setup.dataset.image_shape
     constants = None
     if experiment.objective.constants is not None:
-        images, key = jnp.zeros((2, *shape)), jax.random.key(0)
+        images = jnp.zeros((2, *shape), experiment.setup.dataset.inputs.dtype)
+        key = jax.random.key(0)
         constants = experiment.objective.constants(images, key)
     return (
         experiment.abstract_state,

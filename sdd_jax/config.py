@@ -20,7 +20,14 @@ from sdd_jax.models import models
 from sdd_jax.objectives import objectives, with_sd_dropout
 from sdd_jax.options import Count, Size
 from sdd_jax.paths import Path, given_path, is_file
-from sdd_jax.runs import differing, imports, read_record, replace_duration, write_config
+from sdd_jax.runs import (
+    UNSTATED,
+    differing,
+    imports,
+    read_record,
+    replace_duration,
+    write_config,
+)
 from sdd_jax.runs.workdir import CONFIG_FILE
 from sdd_jax.training.optimizers import optimizers
 from sdd_jax.training.schedules import schedules
@@ -233,6 +240,8 @@ def record(
         theirs.duration = config.duration
     _refuse(workdir, "config", differences(config, theirs))
     known = {section: recorded.get(section, facts[section]) for section in facts}
+    if isinstance(known.get("network"), dict):
+        known["network"] = UNSTATED | known["network"]
     _refuse(workdir, "data set or setting of JAX", differing(facts, known))
     if check_longer is not None and former != config.duration:
         check_longer(former)

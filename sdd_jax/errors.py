@@ -50,6 +50,12 @@ def require(ok: bool, field: str, value: object, allowed: str) -> None:
         raise InputError(f"must be {allowed}, got {value!r}", field=field)
 
 
+def require_array(ok: bool, array: str, value: object, allowed: str) -> None:
+    """Raises ``InputError("ARRAY must be ALLOWED, got VALUE")``: an array is no value of an option."""
+    if not ok:
+        raise InputError(f"{array} must be {allowed}, got {value}")
+
+
 @contextlib.contextmanager
 def within(section: str) -> Generator[None]:
     """Prefixes the field of every :class:`InputError` raised inside with ``section``.

@@ -223,7 +223,7 @@ def _config(folder: Path, overrides: Mapping[str, Any], field: str) -> Any:
 def _reasons(check: Check, setups: Mapping[str, EvaluationSetup]) -> dict[str, str]:
     """``{run: reason}`` for the runs that the check does not apply to."""
     with within("config.eval"):
-        reasons = {run: check.requirement(setup) for run, setup in setups.items()}
+        reasons = {run: check.reason(setup) for run, setup in setups.items()}
     return {run: reason for run, reason in reasons.items() if reason}
 
 

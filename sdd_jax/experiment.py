@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from sdd_jax import data, models, objectives
 from sdd_jax.config import complete, complete_record, is_operational
-from sdd_jax.data import images
 from sdd_jax.data.engines import Engine, engines
+from sdd_jax.data.inputs import Images
 from sdd_jax.devices import AXIS, all_devices
 from sdd_jax.dropout import exclusive_masks_fit
 from sdd_jax.errors import InputError, require, within
@@ -90,6 +90,7 @@ class Experiment:
             self.optimizer,
             seed=self.config.seed,
             image_shape=dataset.image_shape,
+            dtype=dataset.inputs.dtype,
             initialise=self._initialise(),
             auxiliary=self.objective.auxiliary,
             memory=memory,
@@ -138,17 +139,19 @@ class Experiment:
         prepared = jax.jit(self.prepare)(keys, raw)
         return self.objective.constants(prepared, stream_key(self.config.seed, "references"))
 
-    def prepare(self, keys: jax.Array, raw: jax.Array) -> jax.Array:
-        """Augments and normalises uint8 images, with one key per image."""
-        options, dataset = self.config.augment, self.setup.dataset
-        augmented = images.augment(
-            keys,
-            raw,
-            pad=options.pad,
-            flip=options.flip,
-            drop_pixels=PERTURBATION if self.config.inputs == "perturbed" else 0.0,
-        )
-        return images.normalise(augmented, dataset.mean, dataset.std)
+    def prepare(self, keys: jax.Array, raw: Any) -> Any:
+        """Augments and normalises raw inputs, or pairs of images and maps, with one key for each."""
+        dataset, kind = self.setup.dataset, self.setup.dataset.inputs
+        inputs, maps = raw if isinstance(raw, tuple) else (raw, None)
+        augmented, maps = kind.augment(keys, inputs, maps, **_augmentation(self.config))
+        prepared = kind.normalise(augmented, dataset.mean, dataset.std)
+        return prepared if maps is None else (prepared, maps)
+
+
+def _augmentation(config: ConfigDict) -> dict[str, Any]:
+    """Options of :func:`sdd_jax.data.images.augment_pairs`."""
+    perturbed = config.inputs == "perturbed"
+    return {**config.augment, "drop_pixels": PERTURBATION if perturbed else 0.0}
 
 
 def load_setup(config: ConfigDict) -> EvaluationSetup:
@@ -237,7 +240,7 @@ def load_experiment(config: ConfigDict) -> Experiment:
     )
     with within("config.model"):
         # Traces the network, which raises an InputError if it cannot take these images.
-        _ = experiment.abstract_state
+        _check_outputs(experiment)
     if config.schedule.name in ("cosine", "step"):  # an option of another may mean something else
         warmup = to_steps("schedule.warmup", config.schedule.warmup, at_least=0)
         _warn_of_schedule(config.schedule, warmup=warmup, total_steps=total_steps)
@@ -288,8 +291,25 @@ def _check_parts(
     examples: data.Split,
 ) -> None:
     """Rules between the config and the data, the network and the objective."""
+    dataset, name = setup.dataset, config.model.name
     with within("config.augment"):
-        images.check_crop(config.augment.pad, setup.dataset.image_shape)
+        dataset.inputs.check_augmentation(dataset.image_shape, config.augment.to_dict())
+    if config.inputs == "perturbed" and not isinstance(dataset.inputs, Images):
+        raise InputError(f"needs images, got {dataset.inputs.name}", field="config.inputs")
+    takes = setup.model.takes()
+    if dataset.inputs.name not in takes:
+        raise InputError(
+            f"{name!r} takes {' or '.join(takes)}, got the {dataset.inputs.name} of {dataset.name}",
+            field="config.model.name",
+        )
+    if vocabulary := setup.model.vocabulary():
+        largest = max(int(np.max(split.images)) for split in dataset.splits.values())
+        require(
+            largest < vocabulary,
+            "config.model.vocabulary",
+            vocabulary,
+            f"at least {largest + 1}, above the largest token id",
+        )
     num_stages = setup.model.num_stages()
     require(
         config.sd_dropout.position <= num_stages,
@@ -298,6 +318,11 @@ def _check_parts(
         f"0 (the features) or one of the network's {num_stages} stages",
     )
     name = config.objective.name
+    if objective.one_label and not dataset.task.one_label:
+        raise InputError(
+            f"{name!r} needs one label per example; the task of {dataset.name} is {dataset.task.name}",
+            field="config.objective.name",
+        )
     if config.teacher and objective.constants is None:
         raise InputError(
             f"must be empty, config.objective {name!r} has no teacher", field="config.teacher"
@@ -306,7 +331,7 @@ def _check_parts(
         config.batch_size <= len(examples),
         "config.batch_size",
         config.batch_size,
-        f"at most {len(examples)}, the number of training images",
+        f"at most {len(examples)}, the number of training {dataset.inputs.name}",
     )
     require(
         config.batch_size % objective.batch_multiple == 0,
@@ -314,6 +339,21 @@ def _check_parts(
         config.batch_size,
         f"a multiple of {objective.batch_multiple} for config.objective {name!r}",
     )
+
+
+def _check_outputs(experiment: Experiment) -> None:
+    """Traces the network, which raises an InputError if it cannot take these inputs."""
+    dataset, variables = experiment.setup.dataset, experiment.abstract_state.variables
+    inputs = jax.ShapeDtypeStruct((1, *dataset.image_shape), dataset.inputs.dtype)
+    outputs = jax.eval_shape(experiment.setup.model.apply, variables, inputs).shape[1:]
+    labels = dataset.splits["train"].labels.shape[1:]
+    expected = dataset.task.output_shape(labels, dataset.num_classes)
+    if outputs != expected:
+        raise InputError(
+            f"{experiment.config.model.name!r} has outputs {list(outputs)} for an input "
+            f"{list(dataset.image_shape)}; the task {dataset.task.name} needs {list(expected)}",
+            field="name",
+        )
 
 
 def _warn_of_schedule(schedule: ConfigDict, *, warmup: int, total_steps: int) -> None:
@@ -338,16 +378,17 @@ def _warn_of_empty_masks(experiment: Experiment) -> None:
     features = jax.eval_shape(
         functools.partial(setup.model.apply, method="features"),
         experiment.abstract_state.variables,
-        jnp.zeros((1, *setup.dataset.image_shape)),
+        jnp.zeros((1, *setup.dataset.image_shape), setup.dataset.inputs.dtype),
     )
-    kept = round(features.size * (1 - rate), 6)
+    size = features.shape[-1]
+    kept = round(size * (1 - rate), 6)
     if kept < 1:
         _logger.warning(
             "config.sd_dropout.%s: keeps %g of %d features on average; the SD-Dropout term is 0 for "
             "every example whose masks keep none",
             "random_rate" if term.random_rate else "rate",
             kept,
-            features.size,
+            size,
         )
 
 
@@ -372,7 +413,7 @@ def _training_examples(
         other = data.load_other(name, config.dataset)
     require(
         other.image_shape == dataset.image_shape,
-        f"config.inputs: images of {name}",
+        f"config.inputs: {other.inputs.name} of {name}",
         other.image_shape,
         f"{dataset.image_shape}, as those of {dataset.name}",
     )

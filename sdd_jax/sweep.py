@@ -17,6 +17,7 @@ from sdd_jax.errors import InputError, require, writing
 from sdd_jax.paths import Path, given_path
 from sdd_jax.runs import open_workdir, read_metrics, write_text
 from sdd_jax.runs.workdir import CONFIG_FILE
+from sdd_jax.tasks import figures, selecting
 from sdd_jax.train import NonFiniteLossError, train_and_evaluate
 
 FIELD = "--sweep"
@@ -113,9 +114,9 @@ def train_and_select(
 
     The run of a setting is in ``WORKDIR/FIELD=VALUE``, see :func:`sdd_jax.train.train_and_evaluate`; a
     finished one is not trained again. A run that diverges has no result, and the sweep goes on. The
-    setting with the highest accuracy on the validation split at the last step is selected; among equals,
-    the one with the lowest NLL. The test split is not used. If the config holds out nothing, the sweep
-    holds out a tenth of the training images.
+    setting with the highest accuracy on the validation split at the last step is selected (mIoU of
+    segmentation, mAP of several labels); among equals, the one with the lowest NLL. The test split is
+    not used. If the config holds out nothing, the sweep holds out a tenth of the training images.
 
     Prints a table and writes ``sweep.json`` (the grid, the results, the rule) and ``selected.py``, a
     recipe card with the complete selected config; another sweep in the same folder replaces both.
@@ -163,7 +164,7 @@ def train_and_select(
         if hosts.first():
             record = {
                 "sweep": {field: list(values) for field, values in grid.items()},
-                "rule": RULE,
+                "rule": _rule(selected),
                 "rows": [outcome.row() for outcome in outcomes],
                 "selected": selected.row(),
             }
@@ -210,7 +211,11 @@ def select(outcomes: Sequence[Outcome]) -> Outcome:
             f"{FIELD}: every run diverged; {first.candidate.name}: {first.failure}"
         )
     return max(
-        finished, key=lambda x: (x.metrics["validation/accuracy"], -x.metrics["validation/nll"])
+        finished,
+        key=lambda x: (
+            x.metrics[f"validation/{selecting(x.metrics, 'validation')}"],
+            -x.metrics["validation/nll"],
+        ),
     )
 
 
@@ -221,7 +226,8 @@ def table(outcomes: Sequence[Outcome], selected: Outcome) -> str:
     underfitting.
     """
     fields = list(outcomes[0].candidate.values)
-    heading = ["", *fields, "validation accuracy %", "validation NLL", "train accuracy %"]
+    metric = figures()[selecting(selected.metrics, "validation")]
+    heading = ["", *fields, f"validation {metric} %", "validation NLL", "train accuracy %"]
     rows = [heading]
     for outcome in outcomes:
         values = [show(value) for value in outcome.candidate.values.values()]
@@ -250,9 +256,9 @@ def recipe_card(selected: Outcome, grid: Mapping[str, Sequence[Any]], path: str 
         "sweep": "; ".join(
             f"{field} of {', '.join(map(show, values))}" for field, values in grid.items()
         ),
-        "rule": RULE,
-        "result": "validation accuracy {} %, NLL {}, train accuracy {} %".format(
-            *_figures(selected)
+        "rule": _rule(selected),
+        "result": "validation {} {} %, NLL {}, train accuracy {} %".format(
+            figures()[selecting(selected.metrics, "validation")], *_figures(selected)
         ),
         "path": str(path),
     }
@@ -318,13 +324,19 @@ def _run(candidate: Candidate, folder: Path, *, trust_imports: bool) -> Outcome:
     return Outcome(candidate, read_metrics(workdir)[-1])
 
 
+def _rule(selected: Outcome) -> str:
+    """``RULE`` with the metric of the task."""
+    return RULE.replace("accuracy", figures()[selecting(selected.metrics, "validation")])
+
+
 def _figures(outcome: Outcome) -> list[str]:
-    """Validation accuracy, validation NLL and train accuracy, formatted."""
+    """Validation accuracy (or mIoU, or mAP), validation NLL and train accuracy, formatted."""
     if outcome.failure:
         return ["diverged", "-", "-"]
+    metric = f"validation/{selecting(outcome.metrics, 'validation')}"
     train = outcome.metrics.get("train/accuracy")  # absent for objectives without labels
     return [
-        f"{100 * outcome.metrics['validation/accuracy']:.2f}",
+        f"{100 * outcome.metrics[metric]:.2f}",
         f"{outcome.metrics['validation/nll']:.4f}",
         "-" if train is None else f"{100 * train:.2f}",
     ]

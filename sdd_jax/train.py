@@ -35,6 +35,7 @@ from sdd_jax.runs import (
     read_metrics,
     writers,
 )
+from sdd_jax.tasks import selecting
 from sdd_jax.training import durations
 from sdd_jax.training.state import TrainState
 from sdd_jax.training.step import compile_train_call, train_step
@@ -220,8 +221,9 @@ def _train(experiment: Experiment, folder: Path) -> dict[str, float]:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     log.say(
-        f"{config.model.name}, {parameters:,} parameters; {dataset.name}: {sizes} images, "
-        f"{dataset.num_classes} classes; {jax.device_count()} {jax.devices()[0].platform} device(s); "
+        f"{config.model.name}, {parameters:,} parameters; {dataset.name}: {sizes} "
+        f"{dataset.inputs.name}, {dataset.num_classes} classes; "
+        f"{jax.device_count()} {jax.devices()[0].platform} device(s); "
         + (f"resuming after step {start}" if start else f"{total} steps")
     )
 
@@ -235,7 +237,8 @@ def _train(experiment: Experiment, folder: Path) -> dict[str, float]:
         for part in (engine, log, checkpoints):
             stack.callback(part.close)
         stop = stack.enter_context(_StopSignal())
-        if not start and config.log_to and hosts.first():
+        is_image = dataset.inputs.name == "images"
+        if not start and is_image and config.log_to and hosts.first():
             log.image(0, "training images", augmented_images(experiment))
 
         def evaluate(step: int, values: dict[str, float]) -> bool:
@@ -257,7 +260,8 @@ def _train(experiment: Experiment, folder: Path) -> dict[str, float]:
             stopping = not evaluate(start, values)
             if added := {name: v for name, v in values.items() if name not in recorded}:
                 log.write(start, added)
-                checkpoints.note_accuracy(start, values.get("validation/accuracy"))
+                metric = selecting(values, "validation")
+                checkpoints.note_accuracy(start, values.get(f"validation/{metric}"))
         while step < total and not stopping:
             until = call_end(experiment, step)
             state, metrics = train_call(state, engine.inputs(step, until), resident, constants)
@@ -280,7 +284,7 @@ def _train(experiment: Experiment, folder: Path) -> dict[str, float]:
                 log.write(step, values)
                 if saving or stopping:
                     log.flush()  # a resumed run begins after the lines of its checkpoint
-                    accuracy = values.get("validation/accuracy")
+                    accuracy = values.get(f"validation/{selecting(values, 'validation')}")
                     checkpoints.save(step, state, validation_accuracy=accuracy)
                     run.check()  # Orbax would create the folder again
                 interval.resume_clock()
@@ -332,6 +336,7 @@ def compile_run(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[
         objective=experiment.objective,
         optimizer=experiment.optimizer,
         prepare=experiment.prepare,
+        task=experiment.setup.dataset.task,
         seed=experiment.config.seed,
         steps_per_epoch=experiment.engine.steps_per_epoch,
         total_steps=experiment.total_steps,
@@ -343,9 +348,10 @@ def compile_run(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[
 
 def _finish(folder: Path, step: int, values: dict[str, float]) -> dict[str, float]:
     """Reports the end of the run; returns its last evaluation."""
+    metric = f"eval/{selecting(values, 'eval')}"
     with writing("standard output"):
         print(
-            f"{folder} is finished: step {step}, eval/accuracy {values['eval/accuracy']:.4f}",
+            f"{folder} is finished: step {step}, {metric} {values[metric]:.4f}",
             flush=True,
         )
     return {name: value for name, value in values.items() if name.startswith("eval/")}

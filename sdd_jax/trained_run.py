@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 from sdd_jax import data, hosts
 from sdd_jax.config import complete_record
+from sdd_jax.data import inputs as kinds
+from sdd_jax.data.inputs import Images, Inputs
 from sdd_jax.devices import replicate
 from sdd_jax.errors import InputError, require, within, writing
 from sdd_jax.evaluation import EvaluationSetup, Evaluator, metrics, records
@@ -26,6 +28,7 @@ from sdd_jax.models import pretrained
 from sdd_jax.options import Positive, Size, validate
 from sdd_jax.paths import Path, given_path
 from sdd_jax.runs import (
+    UNSTATED,
     abstract_variables,
     build_network,
     changed_data,
@@ -37,6 +40,7 @@ from sdd_jax.runs import (
     write_config,
 )
 from sdd_jax.runs.workdir import CONFIG_FILE
+from sdd_jax.tasks import Classification, Task, tasks
 
 FIELD = "path"
 
@@ -49,6 +53,10 @@ class TrainedRun:
     normalised as those of the training, and computed in batches on all devices. Images of another size
     are an error: :func:`sdd_jax.data.resized` changes their size and number of channels.
 
+    In place of images, a run may take features, floating-point ``[N, D]``, or token ids, integers
+    ``[N, L]``. Where the labels of its data are ``[N, H, W]``, one for each pixel, its results are
+    ``[N, H, W, K]`` in place of ``[N, K]``.
+
     Attributes:
       config: the complete config.
       model: the network, a linen module that takes normalised images.
@@ -56,9 +64,11 @@ class TrainedRun:
         moving average if the run keeps one.
       step: the step of the checkpoint.
       num_classes: K.
-      image_shape: ``(H, W, C)``.
-      mean: float32 ``[C]``, channel means of pixels in [0, 1].
+      image_shape: ``(H, W, C)``; or the shape of an input of another kind.
+      mean: float32 ``[C]``, channel means of pixels in [0, 1], or means of features.
       std: float32 ``[C]``, channel standard deviations, likewise.
+      task: what the labels of its data are.
+      inputs: the kind of its inputs.
       temperature: the temperature that the check ``calibration`` fitted at this step; None if it has not
         been evaluated, had no validation split, or stopped at its lower bound.
     """
@@ -68,15 +78,19 @@ class TrainedRun:
     variables: dict[str, Any] = dataclasses.field(repr=False)
     step: int
     num_classes: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     mean: np.ndarray
     std: np.ndarray
     temperature: float | None = None
+    task: Task = dataclasses.field(default_factory=Classification)
+    inputs: Inputs = dataclasses.field(default_factory=Images)
 
     def predict(
         self, images: ArrayLike, *, temperature: float | Literal["fitted"] = 1.0
     ) -> np.ndarray:
         """Computes class probabilities, softmax(z / T) of the logits z, dropout off.
+
+        If an example may have any number of labels, they are sigmoid(z / T), one for each label.
 
         Args:
           images: uint8 ``[N, H, W, C]``.
@@ -98,7 +112,7 @@ class TrainedRun:
         if not (isinstance(temperature, int | float | np.floating) and 0 < temperature < math.inf):
             raise ValueError(f"temperature must be 'fitted' or above 0, got {temperature!r}")
         scaled = self.logits(images).astype(np.float64) / temperature
-        return np.exp(metrics.log_softmax(scaled)).astype(np.float32)
+        return self.task.probabilities(scaled).astype(np.float32)
 
     def logits(self, images: ArrayLike) -> np.ndarray:
         """Computes logits, float32 ``[N, K]``, dropout off; see :meth:`predict`."""
@@ -127,7 +141,8 @@ class TrainedRun:
 
         Returns:
           The prediction of :func:`sdd_jax.mc_dropout`, in float32: probabilities ``[N, K]``, entropy,
-          expected entropy and mutual information ``[N]``.
+          expected entropy and mutual information ``[N]``. If an example may have any number of labels,
+          each of them is a choice between no and yes: ``[N, K, 2]`` and ``[N, K]``.
 
         Raises:
           ValueError: images of another dtype or shape, a number out of range, or no dropout.
@@ -141,7 +156,8 @@ class TrainedRun:
         if mask_rate is None:
             raise ValueError("rate must be above 0: the run was trained without dropout")
         for sample in range(num_samples):
-            logits = evaluator.sampled_logits(sample, rate=mask_rate).astype(np.float64)
+            outputs = evaluator.sampled_logits(sample, rate=mask_rate).astype(np.float64)
+            logits = self.task.classes(outputs)
             ensemble = DropoutEnsemble.of(logits) if ensemble is None else ensemble.add(logits)
         assert ensemble is not None  # num_samples is at least 1
         return Prediction(*(x[:number].astype(np.float32) for x in ensemble.prediction()))
@@ -180,6 +196,8 @@ class TrainedRun:
                 "image_shape": list(self.image_shape),
                 "mean": self.mean.tolist(),
                 "std": self.std.tolist(),
+                "task": self.task.name,
+                "inputs": self.inputs.name,
             },
             "weights": {"sha256": pretrained.digest(target)},
         }
@@ -197,19 +215,25 @@ class TrainedRun:
         array = np.asarray(images)
         if array.ndim == 3 and self.image_shape[-1] == 1:
             array = array[..., None]
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != self.image_shape:
-            size = ", ".join(map(str, self.image_shape))
-            raise ValueError(
-                f"images must be uint8 [N, {size}], got {array.dtype} {list(np.shape(images))}; "
-                "sdd_jax.data.resized changes the size of uint8 images"
-            )
+        if not self.inputs.fits(array) or array.shape[1:] != self.image_shape:
+            raise self._refused(images)
+        try:
+            array = self.inputs.validated(self.inputs.name, array)
+        except InputError as error:
+            raise self._refused(images) from error
         batch_size = self.config.eval.batch_size
         rows = min(batch_size, 2 ** math.ceil(math.log2(max(len(array), 1))))
         padding = max(0, rows - len(array))
-        padded = np.pad(array, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        padded = np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
         split = data.Split(padded, np.zeros(len(padded), np.int32))
         dataset = data.Dataset(
-            self.config.dataset.name, self.num_classes, {"test": split}, self.mean, self.std
+            self.config.dataset.name,
+            self.num_classes,
+            {"test": split},
+            self.mean,
+            self.std,
+            self.task,
+            self.inputs,
         )
         setup = EvaluationSetup(
             model=self.model,
@@ -220,6 +244,16 @@ class TrainedRun:
             sd_dropout_rate=sd_dropout_rate(self.config),
         )
         return Evaluator(setup, self._on_devices), len(array)
+
+    def _refused(self, images: ArrayLike) -> ValueError:
+        size = ", ".join(map(str, self.image_shape))
+        got = f"got {np.asarray(images).dtype} {list(np.shape(images))}"
+        if self.inputs.name == "images":
+            return ValueError(
+                f"images must be uint8 [N, {size}], {got}; sdd_jax.data.resized changes the size of "
+                "uint8 images"
+            )
+        return ValueError(f"inputs must be {self.inputs.name} [N, {size}], {got}")
 
 
 def load(
@@ -267,7 +301,8 @@ def load(
     given = {k: np.asarray(value).tolist() for k, value in arguments.items() if value is not None}
     network = _network(folder, record, config, given)
     model = build_network(config, network["num_classes"])
-    like = abstract_variables(model, network["image_shape"])
+    inputs = kinds.KINDS[network["inputs"]]
+    like = abstract_variables(model, network["image_shape"], inputs.dtype)
     if (folder / pretrained.FILE).exists() and not (folder / "checkpoints").exists():
         step, temperature, variables = _exported(folder, record, like)
         require(
@@ -286,6 +321,8 @@ def load(
         np.asarray(network["mean"], np.float32),
         np.asarray(network["std"], np.float32),
         temperature,
+        tasks.get(network["task"])(),
+        inputs,
     )
 
 
@@ -295,6 +332,8 @@ def _network_options(
     image_shape: tuple[Size, ...] = (),
     mean: tuple[float, ...] = (),
     std: tuple[Positive, ...] = (),
+    task: str = "classification",
+    inputs: str = "images",
 ) -> None:
     """Types and ranges of :func:`sdd_jax.runs.network_facts`."""
 
@@ -303,18 +342,22 @@ def _network(
     folder: Path, record: Mapping[str, Any], config: ConfigDict, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The number of classes, shape, mean and std: as given, as recorded, or else of the data set."""
-    known = _recorded(folder, record, config) | given
+    known = UNSTATED | _recorded(folder, record, config) | given
     if missing := [
         name for name in ("num_classes", "image_shape", "mean", "std") if name not in known
     ]:
         known = _of_data_set(folder, config, missing) | known
     with within("" if given else f"{folder / CONFIG_FILE}: network"):
         network = validate(_network_options, known)
-        shape = network["image_shape"]
-        require(len(shape) == 3, "image_shape", shape, "(H, W, C)")
+        shape, known_tasks, named = network["image_shape"], tasks.names(), network["inputs"]
+        require(network["task"] in known_tasks, "task", network["task"], " or ".join(known_tasks))
+        require(named in kinds.KINDS, "inputs", named, " or ".join(kinds.KINDS))
+        is_image = named == "images"
+        require(len(shape) == 3 if is_image else len(shape) > 0, "image_shape", shape, "(H, W, C)")
+        channels = kinds.KINDS[named].channels(shape)
         for name in ("mean", "std"):
-            fits = len(network[name]) == shape[-1]
-            require(fits, name, network[name], f"{shape[-1]} numbers, one for each channel")
+            fits = len(network[name]) == channels
+            require(fits, name, network[name], f"{channels} numbers, one for each channel")
     return network
 
 

@@ -213,7 +213,7 @@ def test_every_card_states_the_shapes_of_its_images(root):
     for name in cards.names():
         config = compile_only.without_data(complete(load_card(f"configs/{name}.py")))
         source, _, shapes = config.dataset.name.partition(":")
-        assert source in ("blank", "digits"), name
+        assert source in ("blank", "digits", "scenes"), name
         if source == "blank":
             arrays, classes = sources.get("blank")(argument=shapes)
             assert len(np.unique(arrays["train_labels"])) == classes == len(arrays["test_labels"])

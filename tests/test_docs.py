@@ -18,6 +18,7 @@ from sdd_jax.cli import merge_sections
 from sdd_jax.evaluation.checks import checks
 from sdd_jax.models import build, models
 from sdd_jax.objectives import objectives
+from sdd_jax.tasks import tasks
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
@@ -121,9 +122,9 @@ def test_there_are_commands_to_test():
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_parses_against_its_card(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "focal.py").write_text(
-        "" if "focal" in objectives.names() else block_with("# focal", "extend.md")
-    )
+    for name, registry in (("focal", objectives), ("exact", tasks)):  # imported once a process
+        code = "" if name in registry.names() else block_with(f"# {name}", "extend.md")
+        (tmp_path / f"{name}.py").write_text(code)
     config = parse(monkeypatch, command)
     assert config.objective.name in objectives.names()
 

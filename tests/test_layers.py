@@ -24,6 +24,7 @@ LAYERS = (  # top to bottom; a module may import from its own line and from thos
     ("training",),
     ("objectives",),
     ("models", "data"),
+    ("tasks",),
     ("registry", "options", "plugins"),
     ("prng", "devices", "hosts", "supervisor", "paths", "buckets", "cards"),
     ("extras", "overrides", "hlo"),

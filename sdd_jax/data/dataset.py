@@ -1,4 +1,4 @@
-"""Image-classification data sets: loading, validation, splits, normalisation constants."""
+"""Data sets: loading, validation, splits, normalisation constants."""
 
 import dataclasses
 import logging
@@ -10,11 +10,14 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Interval
 
+from sdd_jax.data import inputs as kinds
 from sdd_jax.data import sources
+from sdd_jax.data.inputs import Images, Inputs
 from sdd_jax.data.label_noise import read_labels, symmetric_noise
 from sdd_jax.data.lazy_images import LazyImages
-from sdd_jax.errors import InputError, require, within
+from sdd_jax.errors import InputError, require, require_array, within
 from sdd_jax.options import Count, Fraction
+from sdd_jax.tasks import Classification, Task, of_labels
 
 _logger = logging.getLogger(__name__)
 MAX_CLASSES = 10_000_000
@@ -24,7 +27,13 @@ CHECKSUM_BYTES = 64 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images uint8 ``[N, H, W, C]``, in memory or decoded on demand, and their labels int32 ``[N]``."""
+    """Inputs and their labels.
+
+    Attributes:
+      images: images uint8 ``[N, H, W, C]``, in memory or decoded on demand; or inputs of another kind,
+        see :mod:`sdd_jax.data.inputs`.
+      labels: integers ``[N, ...]``, as the task of the data set has them.
+    """
 
     images: np.ndarray | LazyImages
     labels: np.ndarray
@@ -62,14 +71,16 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """An image-classification data set.
+    """A data set.
 
     Attributes:
       name: the name it was loaded by.
-      num_classes: K; labels are in [0, K).
+      num_classes: K.
       splits: "train", "test" and, if one was held out, "validation".
-      mean: float32 ``[C]``, channel means of pixels in [0, 1].
-      std: float32 ``[C]``, channel standard deviations of pixels in [0, 1].
+      mean: float32 ``[C]``, means by channel: of pixels in [0, 1], or of each feature.
+      std: float32 ``[C]``, standard deviations, likewise.
+      task: what the labels are.
+      inputs: the kind of the inputs.
     """
 
     name: str
@@ -77,11 +88,18 @@ class Dataset:
     splits: Mapping[str, Split]
     mean: np.ndarray
     std: np.ndarray
+    task: Task = dataclasses.field(default_factory=Classification)
+    inputs: Inputs = dataclasses.field(default_factory=Images)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(H, W, C)``."""
+    def image_shape(self) -> Any:
+        """Shape of an input; of an image, ``(H, W, C)``."""
         return self.splits["train"].images.shape[1:]
+
+    @property
+    def noun(self) -> str:
+        """What a decision of the task is about, in the singular."""
+        return self.task.noun or self.inputs.noun
 
     def fingerprint(self) -> dict[str, Any]:
         """The number of classes and :meth:`Split.fingerprint` of each split, plain values for JSON.
@@ -103,6 +121,7 @@ def load(
     data_dir: str = "",
     cache_dir: str = "",
     num_classes: Annotated[int, Interval(ge=0, le=MAX_CLASSES)] = 0,
+    task: str = "",
     validation: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     examples_per_class: Count = 0,
     label_noise: Fraction = 0.0,
@@ -128,17 +147,20 @@ def load(
 
     Args:
       seed: the run's seed; only the label noise depends on it.
-      name: "digits", "photos", "npz:PATH", "hf:NAME" of the Hugging Face Hub, "hf:PATH" of a folder, or
-        a data set of TensorFlow Datasets such as "cifar100".
+      name: "digits", "photos", "scenes", "npz:PATH", "hf:NAME" of the Hugging Face Hub, "hf:PATH" of a
+        folder, or a data set of TensorFlow Datasets such as "cifar100".
       data_dir: folder of the data; empty: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``, and for npz
         files and folders of hf the current folder.
       cache_dir: folder for decoded tfds images and for what hf downloads and converts; empty:
         ``~/.cache/sdd_jax``, and for hf the cache of the package ``datasets``.
       num_classes: number of classes; 0: as the data state.
+      task: what the labels are, see :mod:`sdd_jax.tasks`; empty: as their shape shows. Labels ``[N]``
+        are classes, ``[N, K]`` of 0 and 1 any number of classes for each example, ``[N, H, W]`` classes
+        of pixels (255: unknown).
       validation: fraction of the training images held out, stratified by class. The held-out images do
         not depend on the seed of a run.
       examples_per_class: training images to keep of each class, the same ones for every value of
-        ``validation``; 0: all.
+        ``validation``; 0: all. For labels ``[N]``, as the next two.
       label_noise: fraction of wrong labels in the split "train" (symmetric noise). Of its N labels,
         ``round(label_noise * N)`` are replaced, each by one of the K - 1 other classes, uniformly. By
         another convention the replacement is drawn from all K classes, so that fewer labels are wrong.
@@ -169,28 +191,39 @@ def load(
     arrays, stated_classes = sources.read(
         name, data_dir=data_dir, cache_dir=cache_dir, encoded=image_size > 0
     )
-    stated_classes = min(stated_classes, MAX_CLASSES)  # npz files state the largest label
+    kind, found = _kind_and_task(arrays, image_size, task)
+    # npz files state no number of classes.
+    stated_classes = min(stated_classes or found.count_classes(arrays["train_labels"]), MAX_CLASSES)
     allowed = f"[0, {num_classes}), by num_classes" if num_classes else f"[0, {stated_classes})"
     num_classes = num_classes or stated_classes
+    for field, value in {
+        "examples_per_class": examples_per_class,
+        "label_noise": label_noise,
+        "train_labels": train_labels,
+    }.items():
+        require(found.one_label or not value, field, value, f"{type(value)()!r} for {found.name}")
     whole, test = (
-        _validated_split(name, split, arrays, image_size, num_classes, allowed)
+        _validated_split(name, split, arrays, image_size, kind, found, num_classes, allowed)
         for split in ("train", "test")
     )
     if whole.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
-            f"images must have one size, got {whole.images.shape[1:]} in train and "
+            f"{kind.name} must have one size, got {whole.images.shape[1:]} in train and "
             f"{test.images.shape[1:]} in test"
         )
-    _warn_of_empty_classes(name, whole.labels, num_classes)
+    if found.one_label:
+        _warn_of_empty_classes(name, whole.labels, num_classes, kind.name)
     train, splits = whole, {"test": test}
     if train_labels:
         labels = read_labels(train_labels, data_dir)
         with within("train_labels"):
             shown = f"labels in {train_labels!r}"
-            labels = _validated_labels(shown, labels, len(whole), num_classes, allowed)
+            labels = _validated_labels(
+                shown, labels, whole.images, kind, found, num_classes, allowed
+            )
         train = Split(whole.images, labels)
     if validation or examples_per_class:
-        kept, held_out = _hold_out(whole.labels, validation, examples_per_class)
+        kept, held_out = _hold_out(found.strata(whole.labels), validation, examples_per_class)
         train = train.take(kept)
         splits |= {"validation": whole.take(held_out)} if validation else {}
     if label_noise:
@@ -198,8 +231,8 @@ def load(
             train.labels, fraction=label_noise, num_classes=num_classes, seed=seed
         )
         train = Split(train.images, labels)
-    mean_and_std = _normalisation(train.images, mean, std)
-    return Dataset(name, num_classes, {"train": train} | splits, *mean_and_std)
+    mean_and_std = _normalisation(kind, train.images, mean, std)
+    return Dataset(name, num_classes, {"train": train} | splits, *mean_and_std, found, kind)
 
 
 def load_other(name: str, options: Mapping[str, Any]) -> Dataset:
@@ -214,7 +247,7 @@ def load_other(name: str, options: Mapping[str, Any]) -> Dataset:
     Raises:
       InputError: as :func:`load`, but without naming a field.
     """
-    whole = {"name": name, "num_classes": 0, "validation": 0.0, "examples_per_class": 0}
+    whole = {"name": name, "num_classes": 0, "task": "", "validation": 0.0, "examples_per_class": 0}
     own_labels = {"label_noise": 0.0, "train_labels": ""}
     other: dict[str, Any] = {**options, **whole, **own_labels}
     if not other.get("image_size"):
@@ -225,10 +258,20 @@ def load_other(name: str, options: Mapping[str, Any]) -> Dataset:
         raise InputError(error.reason) from error.__cause__
 
 
-def _require(ok: bool, array: str, value: object, allowed: str) -> None:
-    """Raises an InputError about an array, which is not the value of an option."""
-    if not ok:
-        raise InputError(f"{array} must be {allowed}, got {value}")
+def _kind_and_task(arrays: Mapping[str, Any], image_size: int, task: str) -> tuple[Inputs, Task]:
+    """The kind of the training inputs, and the task of their labels."""
+    images, labels = arrays["train_images"], arrays["train_labels"]
+    if image_size:
+        kind, shape = Images(), (image_size, image_size, 3)
+    else:
+        kind = kinds.of_array("train images", images)
+        shape = kind.validated("train images", images[:1]).shape[1:]
+    integers = labels.ndim > 0 and np.issubdtype(labels.dtype, np.integer)
+    shown = f"{labels.dtype} {labels.shape}"
+    require_array(integers, "train labels", shown, "integers [N]")
+    found = of_labels(task, labels, shape)
+    require(not image_size or found.one_label, "image_size", image_size, f"0 for {found.name}")
+    return kind, found
 
 
 def _validated_split(
@@ -236,52 +279,53 @@ def _validated_split(
     split: str,
     arrays: Mapping[str, Any],
     image_size: int,
+    kind: Inputs,
+    task: Task,
     num_classes: int,
     allowed: str,
 ) -> Split:
-    """The split of the data set ``name``, with a channel axis and int32 labels."""
+    """The split of the data set ``name``, its arrays in their final shapes and dtypes."""
     images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    shown = f"{split} {kind.name}"
     if isinstance(images, np.ndarray):
-        images = _validated_images(split, images)
+        require_array(
+            kind.fits(images), shown, f"{images.dtype} {list(images.shape)}", "as in train"
+        )
+        images = kind.validated(shown, images)
     if image_size:
         images = LazyImages(images, image_size, f"dataset {name}, {split}")
-    _require(len(images) > 0, f"{split} images", len(images), "at least one")
-    labels = _validated_labels(f"{split} labels", labels, len(images), num_classes, allowed)
+    require_array(len(images) > 0, shown, len(images), "at least one")
+    labels = _validated_labels(f"{split} labels", labels, images, kind, task, num_classes, allowed)
     return Split(images, labels)
 
 
-def _validated_images(split: str, images: np.ndarray) -> np.ndarray:
-    """The images with a channel axis."""
-    if images.ndim == 3:
-        images = images[..., None]
-    name, shape = f"{split} images", images.shape
-    _require(images.ndim == 4, name, shape, "[N, H, W, C] or [N, H, W]")
-    _require(images.dtype == np.uint8, name, images.dtype, "uint8")
-    _require(shape[-1] in (1, 3), name, shape, "of 1 or 3 channels")
-    return images
-
-
 def _validated_labels(
-    name: str, labels: np.ndarray, num_images: int, num_classes: int, allowed: str
+    name: str,
+    labels: np.ndarray,
+    images: np.ndarray | LazyImages,
+    kind: Inputs,
+    task: Task,
+    num_classes: int,
+    allowed: str,
 ) -> np.ndarray:
-    """The labels as int32; ``allowed`` states the range in words."""
-    integers = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
-    _require(integers, name, f"{labels.dtype} {labels.shape}", "integers [N]")
-    _require(len(labels) == num_images, name, len(labels), f"{num_images}, as the images")
-    low, high = int(labels.min()), int(labels.max())
-    _require(low >= 0 and high < num_classes, name, low if low < 0 else high, f"in {allowed}")
-    return labels.astype(np.int32)
+    """The labels in their final dtype; ``allowed`` states the range in words."""
+    fits = np.issubdtype(labels.dtype, np.integer) and task.fits(labels, images.shape[1:])
+    require_array(fits, name, f"{labels.dtype} {labels.shape}", f"integers {task.shape}")
+    require_array(
+        len(labels) == len(images), name, len(labels), f"{len(images)}, as the {kind.name}"
+    )
+    return task.validated(name, labels, num_classes, allowed)
 
 
-def _warn_of_empty_classes(name: str, labels: np.ndarray, num_classes: int) -> None:
-    """Warns of classes without a training image, in particular of labels that count from 1."""
+def _warn_of_empty_classes(name: str, labels: np.ndarray, num_classes: int, kind: str) -> None:
+    """Warns of classes without a training input, in particular of labels that count from 1."""
     empty = np.setdiff1d(np.arange(num_classes), labels)
     if len(empty):
         some = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
         hint = "; labels count from 0" if empty[0] == 0 else ""
         _logger.warning(
-            "%s: %d of %d classes (%s) have no training image%s",
-            name, len(empty), num_classes, some, hint,
+            "%s: %d of %d classes (%s) have no training %s%s",
+            name, len(empty), num_classes, some, kind.removesuffix("s"), hint,
         )  # fmt: skip
 
 
@@ -314,23 +358,19 @@ def _hold_out(
 
 
 def _normalisation(
-    images: np.ndarray | LazyImages, mean: Sequence[float], std: Sequence[float]
+    kind: Inputs, images: np.ndarray | LazyImages, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Channel means and standard deviations, computed from the images where none are given."""
-    channels = images.shape[-1]
+    """Means and standard deviations by channel, computed from the inputs where none are given."""
+    channels = kind.channels(images.shape[1:])
     for field, value in (("mean", mean), ("std", std)):
-        allowed = f"empty or {channels} numbers, one for each channel of the images"
+        allowed = f"empty or {channels} numbers, one for each channel of the {kind.name}"
         require(len(value) in (0, channels), field, value, allowed)
     require(bool(np.all(np.asarray(std, np.float32) > 0)), "std", std, "greater than 0")
     if not mean or not std:
-        # From the histogram: exact, and without a floating-point copy of the images.
-        pixels = np.asarray(images)
-        counts = np.stack(
-            [np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(channels)]
-        )
-        shares, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
-        data_mean = shares @ levels
-        variance = shares @ levels**2 - data_mean**2
-        mean = mean or data_mean
-        std = std or np.sqrt(np.maximum(variance, 1e-6))
-    return np.asarray(mean, np.float32), np.asarray(std, np.float32)
+        data_mean, data_std = kind.statistics(np.asarray(images))
+        return _float32(mean or data_mean), _float32(std or data_std)
+    return _float32(mean), _float32(std)
+
+
+def _float32(values: Any) -> np.ndarray:
+    return np.asarray(values, np.float32)

@@ -1,5 +1,7 @@
 """Image operations on the device: augmentation, normalisation, resizing."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,45 +13,62 @@ from sdd_jax.options import Count
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 RESIZE_BATCH = 1000  # images
+UNKNOWN = 255  # the label of a pixel beyond the image
 
 
-def augment(
+def augment(keys: jax.Array, images: jax.Array, **options: Any) -> jax.Array:
+    """Augments images that have no maps, see :func:`augment_pairs`."""
+    return augment_pairs(keys, images, None, **options)[0]
+
+
+def augment_pairs(
     keys: jax.Array,
     images: jax.Array,
+    maps: jax.Array | None,
     *,
     pad: Count = 0,
     flip: bool = False,
     drop_pixels: float = 0.0,
-) -> jax.Array:
-    """Crops, mirrors and perturbs images at random, each by its own key.
+) -> tuple[jax.Array, jax.Array | None]:
+    """Crops, mirrors and perturbs images and maps of their pixels at random, each by its own key.
 
     Args:
       keys: ``[B]`` PRNG keys.
       images: uint8 ``[B, H, W, C]``.
+      maps: labels of the pixels, uint8 ``[B, H, W]``, which are cropped and mirrored with the images;
+        those of the border are 255, unknown; or None.
       pad: width in pixels of the black border that is added on every side before a random ``[H, W]``
         crop is taken; less than H and W, see :func:`check_crop`.
       flip: mirror left to right with probability 1/2.
       drop_pixels: probability of setting a pixel to black, in all channels.
 
     Returns:
-      uint8 ``[B, H, W, C]``.
+      uint8 ``[B, H, W, C]``, and the maps.
     """
+    if not (pad or flip or drop_pixels):
+        return images, maps
 
-    def augment_one(key, image):
+    def augment_one(key, image, label_map):
         u_top, u_left, u_flip = jax.random.uniform(key, (3,))
-        if pad:
-            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-            top, left = (jnp.int32(u * (2 * pad + 1)) for u in (u_top, u_left))
-            image = jax.lax.dynamic_slice(padded, (top, left, jnp.int32(0)), image.shape)
-        if flip:
-            image = jnp.where(u_flip < 0.5, image[:, ::-1], image)
+        top, left = (jnp.int32(u * (2 * pad + 1)) for u in (u_top, u_left))
+
+        def move(x, border):
+            if pad:
+                widths = ((pad, pad), (pad, pad), (0, 0))
+                padded = jnp.pad(x, widths, constant_values=border)
+                x = jax.lax.dynamic_slice(padded, (top, left, jnp.int32(0)), x.shape)
+            return jnp.where(u_flip < 0.5, x[:, ::-1], x) if flip else x
+
+        image = move(image, 0)
+        if label_map is not None:
+            label_map = move(label_map[..., None], UNKNOWN)[..., 0]
         if drop_pixels:
             shape = (*image.shape[:2], 1)
             keep = jax.random.uniform(jax.random.fold_in(key, 1), shape) >= drop_pixels
             image = jnp.where(keep, image, jnp.zeros_like(image))
-        return image
+        return image, label_map
 
-    return jax.vmap(augment_one)(keys, images) if pad or flip or drop_pixels else images
+    return jax.vmap(augment_one)(keys, images, maps)
 
 
 def check_crop(pad: int, image_shape: tuple[int, int, int]) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdd_jax.data.images import normalise
+from sdd_jax.data.inputs import Images, Inputs
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.devices import AXIS, all_devices, local_indices, shard
 
@@ -32,16 +32,21 @@ class Network:
 
     Attributes:
       model: the network.
-      mean: channel means of pixels in [0, 1].
-      std: channel standard deviations of pixels in [0, 1].
+      mean: means by channel, see :class:`sdd_jax.data.Dataset`.
+      std: standard deviations by channel.
+      inputs: the kind of its inputs.
     """
 
     model: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    inputs: Inputs = dataclasses.field(default_factory=Images)
 
     def logits(self, variables: Any, images: jax.Array, **options: Any) -> jax.Array:
-        """Logits ``[B, K]`` of images ``[B, H, W, C]``, uint8 or float, with pixels in [0, 255]."""
+        """Logits ``[B, K]`` of images ``[B, H, W, C]``, uint8 or float, with pixels in [0, 255].
+
+        Other tasks have ``[B, ..., K]``, other inputs another shape.
+        """
         return self._apply(variables, self._normalised(images), **options)
 
     def features(self, variables: Any, images: jax.Array) -> jax.Array:
@@ -61,7 +66,7 @@ class Network:
 
     def _normalised(self, images):
         mean, std = (jnp.asarray(values, jnp.float32) for values in (self.mean, self.std))
-        return normalise(images, mean, std)
+        return self.inputs.normalise(images, mean, std)
 
 
 @functools.lru_cache(maxsize=128)

@@ -19,6 +19,7 @@ from sdd_jax.evaluation.batching import HostArray, Network, compiled, stream
 from sdd_jax.mc_dropout import DropoutEnsemble
 from sdd_jax.prng import keys_at, stream_key
 from sdd_jax.runs.trained_network import TrainedNetwork
+from sdd_jax.tasks import Decisions
 
 REPORTED_SAMPLES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 BATCHES_OF_FEATURES = 32  # on the host at a time
@@ -94,12 +95,12 @@ class Evaluator:
 
     @property
     def images(self) -> HostArray:
-        """Images of the split, uint8 ``[N, H, W, C]``."""
+        """Images of the split, uint8 ``[N, H, W, C]``, or its other inputs."""
         return self.setup.dataset.splits[self.split].images
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels of the split, ``[N]``."""
+        """Labels of the split, ``[N]``, or as the task has them."""
         return self.setup.dataset.splits[self.split].labels
 
     @property
@@ -111,7 +112,8 @@ class Evaluator:
     def network(self) -> Network:
         """The network with the normalisation of the data set."""
         dataset = self.setup.dataset
-        return Network(self.setup.model, tuple(dataset.mean.tolist()), tuple(dataset.std.tolist()))
+        mean, std = tuple(dataset.mean.tolist()), tuple(dataset.std.tolist())
+        return Network(self.setup.model, mean, std, dataset.inputs)
 
     @functools.cached_property
     def logits(self) -> np.ndarray:
@@ -119,17 +121,27 @@ class Evaluator:
         return self.logits_of(self.images)
 
     @functools.cached_property
+    def decisions(self) -> Decisions:
+        """The decisions of the task on the split: for one label per image, the logits and the labels."""
+        return self.setup.dataset.task.decisions(self.logits, self.labels)
+
+    @functools.cached_property
     def features(self) -> np.ndarray:
         """Penultimate features of the split, ``[N, D]``, dropout off."""
         return self.features_of(self.images)
 
     def summary(self) -> dict[str, float]:
-        """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE."""
-        log_probs, labels = metrics.log_softmax(self.logits), self.labels
+        """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE.
+
+        They are those of the task's decisions. The task's own metrics are added.
+        """
+        logits, labels, _ = self.decisions
+        log_probs = metrics.log_softmax(logits)
         result = metrics.compute(log_probs, labels, "accuracy")
         if log_probs.shape[-1] > 5:
             result["top5_accuracy"] = metrics.top_k_accuracy(log_probs, labels, k=5)
-        return result | metrics.compute(log_probs, labels, "nll", "brier", "ece")
+        result |= metrics.compute(log_probs, labels, "nll", "brier", "ece")
+        return result | self.setup.dataset.task.metrics(self.logits, self.labels)
 
     def logits_of(self, images: HostArray) -> np.ndarray:
         """Logits ``[N, K]`` of other uint8 images ``[N, H, W, C]``."""
@@ -166,7 +178,7 @@ class Evaluator:
     def ensemble_predictions(
         self, num_samples: int, *, rate: float = 0.0
     ) -> Iterator[EnsemblePrediction]:
-        """Predictions of growing ensembles of dropout masks.
+        """Predictions of growing ensembles of dropout masks, for each decision of the task.
 
         Args:
           num_samples: number of masks of the last ensemble, at least 1.
@@ -176,18 +188,18 @@ class Evaluator:
           The predictions of the first m masks, for the m of ``REPORTED_SAMPLES`` up to ``num_samples``
           and for ``num_samples``.
         """
-        ensemble, seconds = None, 0.0
+        task, ensemble, seconds = self.setup.dataset.task, None, 0.0
         for m in range(1, num_samples + 1):
             start = time.perf_counter()
             logits = self.sampled_logits(m - 1, rate=rate)
             seconds += time.perf_counter() - start if m > 1 else 0.0
-            logits = logits.astype(np.float64)
+            logits, *_ = task.decisions(logits.astype(np.float64), self.labels)
             with np.errstate(invalid="ignore"):  # infinite logits give nan, as in the metrics
                 ensemble = DropoutEnsemble.of(logits) if ensemble is None else ensemble.add(logits)
             if m in REPORTED_SAMPLES or m == num_samples:
                 probs, entropy, _, mutual_information = ensemble.prediction()
                 log_probs = np.log(np.maximum(probs, np.finfo(np.float64).tiny))
-                per_image = seconds * m / (m - 1) / len(logits) if m > 1 else None
+                per_image = seconds * m / (m - 1) / len(self.labels) if m > 1 else None
                 yield EnsemblePrediction(m, log_probs, entropy, mutual_information, per_image)
 
     def map(

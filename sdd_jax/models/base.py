@@ -110,16 +110,21 @@ class Classifier(nn.Module):
     from zero, where PyTorch draws them from the same interval.
 
     Attributes:
-      backbone: module ``(images, *, train, dropout_keys) -> features [B, D]``. Two attributes are
-        optional: ``dropout_rate``, the rate of the dropout inside it; and ``num_stages``, for a backbone
-        that sows the output of each stage as ``stages`` and takes ``stage`` (see ``features``).
+      backbone: module ``(images, *, train, dropout_keys) -> features [B, D]``, or ``[B, h, w, D]`` for
+        segmentation. Four attributes are optional: ``dropout_rate``, the rate of the dropout inside it;
+        ``num_stages``, for a backbone that sows the output of each stage as ``stages`` and takes
+        ``stage`` (see ``features``); ``takes``, the kinds of its inputs (see
+        :mod:`sdd_jax.data.inputs`), by default images alone; and ``vocabulary``, the number of token
+        ids.
       num_classes: K.
       dropout_rate: rate of the dropout on the features.
+      upsample: factor by which the logits of features ``[B, h, w, D]`` are enlarged, bilinearly.
     """
 
     backbone: nn.Module
     num_classes: int
     dropout_rate: float = 0.0
+    upsample: int = 1
 
     def setup(self):
         """Creates the layers after the backbone."""
@@ -147,8 +152,13 @@ class Classifier(nn.Module):
         return self.feature_dropout(features, dropout_keys)
 
     def head(self, features: jax.Array) -> jax.Array:
-        """Computes logits ``[B, K]`` of ``features`` ``[B, D]``."""
-        return self.classifier(features)
+        """Computes logits ``[B, K]`` of ``features`` ``[B, D]``, or of each location's."""
+        logits = self.classifier(features)
+        if self.upsample == 1:
+            return logits
+        batch, height, width, classes = logits.shape
+        shape = (batch, self.upsample * height, self.upsample * width, classes)
+        return jax.image.resize(logits, shape, "linear")
 
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
@@ -160,6 +170,14 @@ class Classifier(nn.Module):
     def num_stages(self) -> int:
         """Number of stages of the backbone; 0 if it sows none."""
         return getattr(self.backbone, "num_stages", 0)
+
+    def takes(self) -> tuple[str, ...]:
+        """The kinds of inputs that the backbone takes."""
+        return getattr(self.backbone, "takes", ("images",))
+
+    def vocabulary(self) -> int:
+        """Number of token ids that the backbone knows; 0 if it takes no tokens."""
+        return getattr(self.backbone, "vocabulary", 0)
 
     def stochastic(self) -> tuple[bool, bool]:
         """``(inside the backbone, on the features)``: where the network has dropout."""

@@ -25,7 +25,9 @@ def mlp(
 
 
 class MLP(nn.Module):
-    """The backbone: fully connected layers on flattened pixels, dropout between them."""
+    """The backbone: fully connected layers on flattened inputs, dropout between them."""
+
+    takes = ("images", "features")
 
     width: int
     depth: int
@@ -41,7 +43,7 @@ class MLP(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool, dropout_keys: jax.Array | None, stage: int = 0
     ) -> jax.Array:
-        """Computes features ``[B, width]`` of images, or of the output of a stage."""
+        """Computes features ``[B, width]`` of inputs, or of the output of a stage."""
         x = x.reshape(x.shape[0], -1)
         for layer in range(stage, self.depth):
             if layer > 0:

@@ -5,6 +5,7 @@ bottleneck blocks have their stride on the 3x3 convolution; the paper has it on 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -63,7 +64,7 @@ def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: Sequence[int])
 
 
 class ResNet(nn.Module):
-    """The backbone: stem, four stages, global average pooling."""
+    """The backbone: stem, four stages, global average pooling; without it, the output of each stage."""
 
     block: Block
     stages: Sequence[int]
@@ -71,6 +72,7 @@ class ResNet(nn.Module):
     stem: Stem
     axis_name: str | None
     dtype: jnp.dtype
+    pool: bool = True
 
     @property
     def num_stages(self) -> int:
@@ -80,8 +82,9 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool, dropout_keys: jax.Array | None, stage: int = 0
-    ) -> jax.Array:
+    ) -> Any:
         """Computes features ``[B, 8 * width * expansion]`` of images, or of the output of a stage."""
+        maps = []
         conv, norm = layers(train=train, axis_name=self.axis_name, dtype=self.dtype)
         if stage == 0 and self.stem == "cifar":
             x = nn.relu(norm(name="stem_norm")(conv(self.width, 3, name="stem_conv")(x)))
@@ -98,10 +101,11 @@ class ResNet(nn.Module):
                     name=f"stage{i + 1}_block{j + 1}",
                 )(x)
             self.sow("intermediates", "stages", x)
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+            maps.append(x)
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32) if self.pool else maps
 
 
-def _register(name: str, block: Block, stages: Sequence[int]) -> None:
+def _register(name: str, block: Block, stages: tuple[int, ...]) -> None:
     @models.register(name)
     def resnet(
         *,
@@ -113,12 +117,16 @@ def _register(name: str, block: Block, stages: Sequence[int]) -> None:
         dtype: Dtype = "float32",
     ) -> Classifier:
         """The network of this depth; ``dropout_rate`` is that of the dropout before the head."""
-        backbone = ResNet(block, tuple(stages), width, stem, axis_name, jnp.dtype(dtype))
+        backbone = ResNet(block, stages, width, stem, axis_name, jnp.dtype(dtype))
         return Classifier(backbone, num_classes, dropout_rate)
 
 
-_register("resnet18", BasicBlock, (2, 2, 2, 2))
-_register("resnet34", BasicBlock, (3, 4, 6, 3))
-_register("resnet50", Bottleneck, (3, 4, 6, 3))
-_register("resnet101", Bottleneck, (3, 4, 23, 3))
-_register("resnet152", Bottleneck, (3, 8, 36, 3))
+DEPTHS: dict[str, tuple[Block, tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+for _name, (_block, _stages) in DEPTHS.items():
+    _register(_name, _block, _stages)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sdd_jax.registry import Registry
+from sdd_jax.tasks import Classification, Task
 
 objectives = Registry("sdd_jax.objectives", "objective")
 
@@ -50,14 +51,16 @@ class Batch:
     """A batch on one device, augmented and normalised.
 
     Attributes:
-      views: one array of images ``[B, H, W, C]`` for each view that the objective's sampler draws.
-      labels: ``[B]`` int32, of the first view.
+      views: one array of images ``[B, H, W, C]``, or of other inputs, for each view that the
+        objective's sampler draws.
+      labels: ``[B]`` int32, of the first view; or as the task has them.
       index: ``[B]`` int32, the examples' indices in the training set.
       position: ``[B]`` int32, the examples' indices in the global batch.
       clock: the position of this step in the run.
       constants: the objective's ``constants``, on the device.
       memory: the objective's memory before this step.
       axis_name: the mapped axis over which the batch is sharded, or None.
+      task: what the labels are; it has the loss of the logits.
     """
 
     views: tuple[jax.Array, ...]
@@ -68,6 +71,7 @@ class Batch:
     constants: Any = None
     memory: Any = None
     axis_name: str | None = None
+    task: Task = field(default_factory=Classification)
 
 
 def _no_stages(x: jax.Array, stage: int) -> jax.Array:
@@ -78,8 +82,8 @@ class View(NamedTuple):
     """One forward pass over a batch of images.
 
     Attributes:
-      features: ``[B, D]``, penultimate, before the network's own dropout on them.
-      logits: ``[B, K]``, of the head on these features, after that dropout.
+      features: ``[B, ..., D]``, penultimate, before the network's own dropout on them.
+      logits: ``[B, ..., K]``, of the head on these features, after that dropout.
       head: ``[N, D] -> [N, K]``, the last layer with its parameters.
       batch_stats: the batch statistics after this pass.
       stages: outputs of the network's stages, in order; empty for a network without stages.
@@ -195,6 +199,8 @@ class Objective:
       sampler: name of the batch sampler, see ``sdd_jax.data.samplers``.
       batch_multiple: the global batch size must be a multiple of this.
       uses_labels: False if the loss ignores labels; the inputs may then be unlabelled.
+      one_label: whether the loss needs a task with one label for each example; otherwise it is that of
+        the batch's task.
       constants: ``(images [N, H, W, C], key) -> arrays``: host arrays needed on the device at every
         step, e.g. a frozen teacher, from some prepared training inputs and a PRNG key.
       initialise: ``(key, variables) -> variables``, changes the network's initial values.
@@ -206,6 +212,7 @@ class Objective:
     sampler: str = "uniform"
     batch_multiple: int = 1
     uses_labels: bool = True
+    one_label: bool = True
     constants: Callable[[jax.Array, jax.Array], Any] | None = None
     initialise: Callable[[jax.Array, Any], Any] | None = None
     auxiliary: Auxiliary | None = None

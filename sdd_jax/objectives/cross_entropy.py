@@ -7,14 +7,14 @@ from sdd_jax.options import Fraction
 
 @objectives.register("cross_entropy")
 def cross_entropy() -> Objective:
-    """Cross-entropy of the labels, :func:`sdd_jax.cross_entropy`."""
+    """Cross-entropy of the labels: :func:`sdd_jax.cross_entropy` of the task's decisions."""
 
     def loss(forward, batch, keys):
         view = forward(batch.views[0])
-        values = losses.cross_entropy(view.logits, batch.labels)
+        values = batch.task.loss(view.logits, batch.labels)
         return Output(view, {"cross_entropy": Term(values)}, view.batch_stats)
 
-    return Objective(loss)
+    return Objective(loss, one_label=False)
 
 
 @objectives.register("label_smoothing")

@@ -13,7 +13,7 @@ from sdd_jax.options import NonNegative, Positive
 def dml(
     *,
     model: nn.Module,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     weight: NonNegative = 1.0,
     temperature: Positive = 3.0,
 ) -> Objective:
@@ -35,4 +35,7 @@ def dml(
         metrics = {"peer_accuracy": correct.astype(jnp.float32)}
         return Output(view, terms, view.batch_stats, metrics, auxiliary_stats=stats)
 
-    return Objective(loss, auxiliary=Auxiliary(model.clone(), (jnp.zeros((1, *image_shape)),)))
+    dtype = jnp.int32 if model.vocabulary() else jnp.float32
+    return Objective(
+        loss, auxiliary=Auxiliary(model.clone(), (jnp.zeros((1, *image_shape), dtype),))
+    )

@@ -1,6 +1,5 @@
 """Ablations of SD-Dropout: cross-entropy of dropped features."""
 
-from sdd_jax import losses
 from sdd_jax.dropout import dropout
 from sdd_jax.objectives.base import Objective, Output, Term, objectives
 from sdd_jax.options import NonNegative, Rate
@@ -15,7 +14,7 @@ def dropout_cross_entropy(*, dropout_rate: Rate = 0.5) -> Objective:
         values = _dropped_cross_entropy(view, batch, keys, dropout_rate)
         return Output(view, {"dropout_cross_entropy": Term(values)}, view.batch_stats)
 
-    return Objective(loss)
+    return Objective(loss, one_label=False)
 
 
 @objectives.register("clean_dropout_cross_entropy")
@@ -29,13 +28,13 @@ def clean_dropout_cross_entropy(
         values = _dropped_cross_entropy(view, batch, keys, dropout_rate)
         terms = {
             "dropout_cross_entropy": Term(values, weight),
-            "cross_entropy": Term(losses.cross_entropy(view.logits, batch.labels)),
+            "cross_entropy": Term(batch.task.loss(view.logits, batch.labels)),
         }
         return Output(view, terms, view.batch_stats)
 
-    return Objective(loss)
+    return Objective(loss, one_label=False)
 
 
 def _dropped_cross_entropy(view, batch, keys, rate):
     dropped = view.head(dropout(keys("dropout_cross_entropy"), view.features, rate=rate))
-    return losses.cross_entropy(dropped, batch.labels)
+    return batch.task.loss(dropped, batch.labels)

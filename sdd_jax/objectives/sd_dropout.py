@@ -41,6 +41,7 @@ def with_sd_dropout(
     gradient: Literal["both", "forward", "reverse"] = "both",
     exclusive: bool = False,
     position: Count = 0,
+    channel_masks: bool = False,
     ramp: Fraction = 0.0,
     gradient_cosine: bool = False,
 ) -> Objective:
@@ -49,9 +50,9 @@ def with_sd_dropout(
     For an objective with two views of each image, masks alternate between the views, as the authors
     combine SD-Dropout with DDGSD.
 
-    The term is :func:`sdd_jax.losses.sd_dropout_loss_from_logits`. Two diagnostics are logged beside it:
-    ``sd_dropout/entropy``, the mean entropy of the dropped posteriors in nats, and
-    ``sd_dropout/agreement``, the fraction of pairs of masks that predict the same class.
+    The term is :func:`sdd_jax.losses.sd_dropout_loss_from_logits`, with the divergence of the task. Two
+    diagnostics are logged beside it: ``sd_dropout/entropy``, the mean entropy of the dropped posteriors
+    in nats, and ``sd_dropout/agreement``, the fraction of pairs of masks that predict the same class.
 
     Args:
       base: the objective to add to.
@@ -64,6 +65,8 @@ def with_sd_dropout(
       exclusive: draw disjoint masks.
       position: 0 to mask the features; s to mask the output of the network's stage s, so that the rest
         of the network runs once for each mask.
+      channel_masks: where the masked array has locations, as in segmentation, share one mask over all
+        locations of an example, so that whole channels are dropped.
       ramp: fraction of the run over which the weight grows linearly from 0.
       gradient_cosine: also log ``sd_dropout/gradient_cosine``, the cosine between the gradients of the
         term through the prediction and through the target of each divergence, with respect to the masked
@@ -88,6 +91,7 @@ def with_sd_dropout(
                     rate=drop_rate,
                     num_samples=num_samples,
                     exclusive=exclusive,
+                    broadcast_dims=range(1, x.ndim - 1) if channel_masks else (),
                 )
                 for x in points
             ]
@@ -97,13 +101,23 @@ def with_sd_dropout(
             resume = jax.vmap(lambda x: output.view.resume(x, position))  # batch norm: per sample
             return list(resume(jnp.stack(samples)))
 
+        task, valid = batch.task, batch.task.valid(batch.labels)
+
         def term(logits, gradient):
-            return losses.sd_dropout_loss_from_logits(
-                logits, temperature=temperature, gradient=gradient
+            values = losses.sd_dropout_loss_from_logits(
+                logits,
+                temperature=temperature,
+                gradient=gradient,
+                where=None if valid is None else valid[..., None],
+                divergence=task.divergence,
             )
+            return task.per_example(values, valid)
 
         logits = dropped_logits(points)
-        metrics = _diagnostics(jax.lax.stop_gradient(logits))
+        classes = [task.classes(jax.lax.stop_gradient(z)) for z in logits]
+        metrics = {
+            name: task.per_example(values, valid) for name, values in _diagnostics(classes).items()
+        }
         if gradient_cosine:
             gradients = [
                 jax.grad(lambda x, kind=kind: jnp.sum(term(dropped_logits(x), kind)))(

@@ -4,6 +4,7 @@ from sdd_jax.runs.checkpoints import Checkpoints
 from sdd_jax.runs.files import write_bytes, write_text
 from sdd_jax.runs.metrics_log import MetricsLog
 from sdd_jax.runs.trained_network import (
+    UNSTATED,
     TrainedNetwork,
     abstract_variables,
     build_network,
@@ -25,6 +26,7 @@ from sdd_jax.runs.workdir import (
 )
 
 __all__ = [
+    "UNSTATED",
     "Checkpoints",
     "MetricsLog",
     "SameRun",

@@ -30,6 +30,7 @@ from sdd_jax.buckets import BucketPath, failing_as_on_disk
 from sdd_jax.errors import InputError, WriteError, writing
 from sdd_jax.paths import Path
 from sdd_jax.runs.workdir import read_metrics
+from sdd_jax.tasks import selecting
 
 _logger = logging.getLogger(__name__)
 # A file is not there, which is damage. Orbax sets no error number, and may mean anything.
@@ -96,11 +97,16 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step with the highest validation accuracy, the latest of equals; None if none is known.
 
+        Where the task has a metric of its own, such as mIoU, that stands for the accuracy.
+
         Raises:
           InputError: a record cannot be read at the moment.
         """
         if unknown := set(self.steps()) - self._accuracies.keys():
-            logged = {x["step"]: x.get("validation/accuracy") for x in read_metrics(self._workdir)}
+            logged = {
+                x["step"]: x.get(f"validation/{selecting(x, 'validation')}")
+                for x in read_metrics(self._workdir)
+            }
             for step in unknown:
                 accuracy = self._recorded_accuracy(step)
                 # A stopped run saves before its last evaluation, which is logged on resume.

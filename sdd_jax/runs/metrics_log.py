@@ -15,13 +15,14 @@ from sdd_jax.paths import Path
 from sdd_jax.runs.files import GrowingObject, write_bytes
 from sdd_jax.runs.workdir import METRICS_FILE, read_metrics
 from sdd_jax.runs.writers import Writer
+from sdd_jax.tasks import figures
 
 LIVE_LINE = "{percentage:3.0f}% {bar} {n}/{total} steps, {remaining} left{postfix}"
 LOSS = {"train/loss": "loss {:.4g}"}
 TRAINED = {"train/accuracy": "training accuracy {:.2%}"}
 SPEED = {"images_per_second": "{:,.0f} images/s"}
 LIVE = LOSS | {"train/accuracy": "accuracy {:.1%}"} | SPEED
-EVALUATED = {"accuracy": "accuracy {:.2%}", "nll": "NLL {:.3g}", "ece": "ECE {:.1%}"}
+EVALUATED = {"nll": "NLL {:.3g}", "ece": "ECE {:.1%}"}  # beside the figures of the task
 SPLITS = {"validation": "validation", "eval": "test"}  # prefix of the metrics: name
 
 
@@ -87,8 +88,9 @@ class MetricsLog:
             writer.scalars(step, values)
         self.advance(step)
         self._bar.set_postfix_str(", ".join(_shown(LIVE, values)))
+        accuracies = {metric: f"{label} {{:.2%}}" for metric, label in figures().items()}
         evaluated = [
-            f"{name} {', '.join(_shown(EVALUATED, values, prefix))}"
+            f"{name} {', '.join(_shown(accuracies | EVALUATED, values, prefix))}"
             for prefix, name in SPLITS.items()
             if f"{prefix}/accuracy" in values
         ]

@@ -19,6 +19,9 @@ from sdd_jax.paths import Path, given_path
 from sdd_jax.runs.checkpoints import Checkpoints
 from sdd_jax.runs.workdir import differing, read_config, read_record
 
+# What records of earlier versions do not state of a network, since no other had existed.
+UNSTATED = {"task": "classification", "inputs": "images"}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedNetwork:
@@ -60,7 +63,7 @@ def load_trained_network(
     folder = given_path(workdir, field=field)
     config = read_config(folder, field=field)
     model = build_network(config, dataset.num_classes)
-    like = abstract_variables(model, dataset.image_shape)
+    like = abstract_variables(model, dataset.image_shape, dataset.inputs.dtype)
     return TrainedNetwork(config, model, *restore(folder, like, checkpoint, field=field))
 
 
@@ -73,13 +76,15 @@ def build_network(config: ConfigDict, num_classes: int) -> nn.Module:
     return models.build(config.model.to_dict(), num_classes=num_classes, axis_name=AXIS)
 
 
-def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Any]:
+def abstract_variables(
+    model: nn.Module, image_shape: Sequence[int], dtype: Any = jnp.float32
+) -> dict[str, Any]:
     """Shapes and dtypes of the parameters and batch statistics of a network.
 
     Raises:
       InputError: the network cannot take images of this shape.
     """
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *image_shape), dtype)
     abstract = jax.eval_shape(model.init, jax.random.key(0), images)
     return {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})}
 
@@ -107,13 +112,16 @@ def network_facts(dataset: Dataset) -> dict[str, Any]:
 
     Returns:
       ``num_classes``, K; ``image_shape``, ``[H, W, C]``; ``mean`` and ``std``, by channel, of pixels in
-      [0, 1], with which images are normalised. All values are plain.
+      [0, 1], with which images are normalised; ``task`` and ``inputs``, the names of the task and of the
+      kind of inputs, whose shape and moments the others may also be. All values are plain.
     """
     return {
         "num_classes": int(dataset.num_classes),
         "image_shape": [int(n) for n in dataset.image_shape],
         "mean": np.asarray(dataset.mean).tolist(),
         "std": np.asarray(dataset.std).tolist(),
+        "task": dataset.task.name,
+        "inputs": dataset.inputs.name,
     }
 
 

@@ -53,7 +53,8 @@ def create(
     optimizer: Optimizer,
     *,
     seed: int,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
+    dtype: Any = jnp.float32,
     initialise: Callable[[jax.Array, Any], Any] | None = None,
     auxiliary: Auxiliary | None = None,
     memory: Any = None,
@@ -64,12 +65,13 @@ def create(
       model: the network.
       optimizer: the gradient transformation and the average.
       seed: seed of the initial values.
-      image_shape: ``(H, W, C)``.
+      image_shape: shape of an input; of an image, ``(H, W, C)``.
+      dtype: dtype of the inputs.
       initialise: changes the network's initial values.
       auxiliary: the objective's auxiliary network.
       memory: the objective's memory before the first step.
     """
-    variables = _initial(model, stream_key(seed, "params"), jnp.zeros((1, *image_shape)))
+    variables = _initial(model, stream_key(seed, "params"), jnp.zeros((1, *image_shape), dtype))
     if initialise is not None:
         variables = initialise(stream_key(seed, "initialise"), variables)
     auxiliary_variables = {"params": {}, "batch_stats": {}}

@@ -14,8 +14,11 @@ from sdd_jax.data.engines import RawBatch
 from sdd_jax.devices import Parallel, mapped, platform
 from sdd_jax.objectives import Batch, Clock, Objective, Output, View
 from sdd_jax.prng import example_keys
+from sdd_jax.tasks import Classification, Task
 from sdd_jax.training.optimizers import Optimizer
 from sdd_jax.training.state import TrainState
+
+CLASSIFICATION = Classification()
 
 
 def train_step(
@@ -26,7 +29,8 @@ def train_step(
     model: nn.Module,
     objective: Objective,
     optimizer: Optimizer,
-    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    prepare: Callable[[jax.Array, Any], Any],
+    task: Task = CLASSIFICATION,
     seed: int,
     steps_per_epoch: int = 1,
     total_steps: int = 1,
@@ -42,7 +46,9 @@ def train_step(
       model: the network.
       objective: the loss to minimise.
       optimizer: the gradient transformation and the average of the parameters.
-      prepare: ``(keys [B], uint8 images) -> float images``: augmentation and normalisation.
+      prepare: ``(keys [B], raw inputs) -> inputs``: augmentation and normalisation. If the labels are
+        those of pixels, ``(keys, (raw inputs, labels)) -> (inputs, labels)``, which move together.
+      task: what the labels are.
       seed: the root of all randomness.
       steps_per_epoch: number of steps per epoch, for objectives that depend on the clock.
       total_steps: number of steps of the run, likewise.
@@ -62,21 +68,28 @@ def train_step(
         def keys(stream: str) -> jax.Array:
             return example_keys(seed, stream, state.step, raw.position)
 
+        labels = raw.labels
+        if task.of_pixels:
+            image, labels = prepare(keys("augment0"), (raw.views[0], labels))
+            views = (image,)
+        else:
+            views = tuple(prepare(keys(f"augment{v}"), raw) for v, raw in enumerate(raw.views))
         batch = Batch(
-            views=tuple(prepare(keys(f"augment{v}"), images) for v, images in enumerate(raw.views)),
-            labels=raw.labels,
+            views=views,
+            labels=labels.astype(jnp.int32),
             index=raw.index,
             position=raw.position,
             clock=Clock(state.step, steps_per_epoch, total_steps),
             constants=constants,
             memory=state.memory,
             axis_name=axis_name,
+            task=task,
         )
 
         def loss_fn(trainable):
             forward = _Forward(model, objective.auxiliary, trainable, state, keys)
             output = objective.loss(forward, batch, keys)
-            metrics = _metrics(output, batch.labels, with_accuracy=objective.uses_labels)
+            metrics = _metrics(output, batch, with_accuracy=objective.uses_labels)
             loss = sum(term.weight * jnp.mean(term.values) for term in output.terms.values())
             stats = (output.batch_stats, output.auxiliary_stats)
             return loss, (stats, output.remember, {"loss": loss, **metrics})
@@ -138,17 +151,18 @@ def _scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     return carry, jax.tree.map(lambda *values: jnp.stack(values), *ys)
 
 
-def _metrics(output: Output, labels: jax.Array, *, with_accuracy: bool) -> dict[str, jax.Array]:
+def _metrics(output: Output, batch: Batch, *, with_accuracy: bool) -> dict[str, jax.Array]:
     """Means of terms and metrics over the batch; checks that they are per-example values."""
-    logits = output.view.logits
-    per_example = {"entropy": losses.entropy(logits)} | output.metrics
+    task, labels = batch.task, batch.labels
+    classes, valid = task.classes(output.view.logits), task.valid(labels)
+    per_example = {"entropy": task.per_example(losses.entropy(classes), valid)} | output.metrics
     per_example |= {name: term.values for name, term in output.terms.items()}
     if with_accuracy:
-        correct = jnp.argmax(logits, axis=-1) == labels
-        per_example["accuracy"] = correct.astype(jnp.float32)
+        correct = (jnp.argmax(classes, axis=-1) == labels).astype(jnp.float32)
+        per_example["accuracy"] = task.per_example(correct, valid)
     for name, values in per_example.items():
         message = f"{name!r} must have one value per example"
-        chex.assert_shape(values, labels.shape, custom_message=message)
+        chex.assert_shape(values, labels.shape[:1], custom_message=message)
     return {name: jnp.mean(values) for name, values in per_example.items()}
 
 

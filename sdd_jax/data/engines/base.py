@@ -21,8 +21,8 @@ class RawBatch:
     """Examples of one step on one device, before augmentation.
 
     Attributes:
-      views: V arrays uint8 ``[B, H, W, C]``.
-      labels: int32 ``[B]``.
+      views: V arrays uint8 ``[B, H, W, C]``, or of other inputs.
+      labels: int32 ``[B]``, or as the task has them.
       index: int32 ``[B]``, indices in the training set.
       position: int32 ``[B]``, indices in the global batch, from which the examples' keys are derived.
     """

@@ -18,7 +18,7 @@ HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 @sources.register("npz")
 def npz(*, argument: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
-    """Reads the four arrays; the largest training label gives the number of classes.
+    """Reads the four arrays. The number of classes is 0: their labels show it.
 
     Raises:
       InputError: no such file, not an npz file, damaged, larger than the memory of the machine, or an
@@ -39,9 +39,7 @@ def npz(*, argument: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
     if missing:
         names = f"{', '.join(ARRAYS)}; it lacks {', '.join(missing)}"
         raise InputError(f"{shown} must hold {names}", field="name")
-    labels = arrays["train_labels"]
-    integers = labels.size > 0 and labels.dtype.kind in "iu"
-    return arrays, max(1, int(labels.max()) + 1) if integers else 0
+    return arrays, 0
 
 
 def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:

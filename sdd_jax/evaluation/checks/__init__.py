@@ -24,12 +24,29 @@ class Check:
 
     Attributes:
       title: heading of its section in the report.
+      one_label: whether it applies only to tasks with one label for each example.
+      inputs: the kinds of inputs that it applies to; empty: all.
     """
 
     title: ClassVar[str]
+    one_label: ClassVar[bool] = False
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def reason(self, setup: EvaluationSetup) -> str:
+        """Returns the reason why the check does not apply to a run; empty if it does.
+
+        Raises:
+          InputError: as :meth:`requirement`.
+        """
+        dataset = setup.dataset
+        if self.one_label and not dataset.task.one_label:
+            return f"{self.title} needs one label per example; the task is {dataset.task.name}"
+        if self.inputs and dataset.inputs.name not in self.inputs:
+            return f"{self.title} needs {' or '.join(self.inputs)}, got {dataset.inputs.name}"
+        return self.requirement(setup)
 
     def requirement(self, setup: EvaluationSetup) -> str:
-        """Returns the reason why the check does not apply to a run; empty if it does.
+        """Returns the reason why it does not, beside its task and its inputs; empty if it does.
 
         Raises:
           InputError: an option cannot be used with this run. The field is the option's name.

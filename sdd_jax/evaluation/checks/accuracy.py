@@ -14,16 +14,22 @@ NLL = Headline("nll", "NLL, raw, nats", 1, 3, higher_is_better=False)
 @checks.register("accuracy")
 @dataclasses.dataclass(frozen=True)
 class Accuracy(Check):
-    """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE."""
+    """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE.
+
+    The metrics of the task come first: mIoU of segmentation, mAP of several labels per example. The
+    others are then those of single pixels, or of single labels.
+    """
 
     title: ClassVar[str] = "Accuracy"
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates the clean images."""
-        log_probs = metrics.log_softmax(evaluator.logits)
-        by_image = metrics.contributions(log_probs, evaluator.labels, "accuracy", "nll")
+        task, decisions = evaluator.setup.dataset.task, evaluator.decisions
+        log_probs = metrics.log_softmax(decisions.logits)
+        by_image = metrics.contributions(log_probs, decisions.labels, "accuracy", "nll")
+        own = [Headline(name, f"{label}, %", 100) for name, label in task.figures.items()]
         return CheckResult(
             evaluator.summary(),
-            headline=(Headline("accuracy", "accuracy, %", 100), NLL),
-            by_image={name: [values] for name, values in by_image.items()},
+            headline=(*own, Headline("accuracy", "accuracy, %", 100), NLL),
+            by_image={name: [decisions.by_example(v)] for name, v in by_image.items()},
         )

@@ -50,6 +50,8 @@ class Adversarial(Check):
     """
 
     title: ClassVar[str] = "Adversarial robustness"
+    one_label = True
+    inputs = ("images",)
     epsilons: Annotated[tuple[Annotated[float, Interval(ge=0, le=255)], ...], MinLen(1)] = (
         1.0,
         2.0,

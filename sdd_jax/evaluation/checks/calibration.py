@@ -12,6 +12,7 @@ from sdd_jax.evaluation.checks import Check, checks
 from sdd_jax.evaluation.checks.accuracy import NLL
 from sdd_jax.evaluation.evaluator import Evaluator
 from sdd_jax.evaluation.results import MISSING, WARNING, CheckResult, Headline, Plot, Table
+from sdd_jax.tasks import Decisions
 
 COMPARED = ("ece", "nll", "brier")  # before and after temperature scaling
 RAW = (NLL, Headline("ece", "ECE, raw, %", 100, higher_is_better=False))
@@ -27,8 +28,9 @@ SCALED = (
     ),
     Headline("calibration/temperature", "fitted temperature", higher_is_better=None),
 )
-FEW = 10  # images in a bin, below which the plot shows it faintly
+FEW = 10  # decisions in a bin, below which the plot shows it faintly
 SMALLEST_GAP = 0.02  # between accuracy and mean confidence, for a warning
+MOST_DECISIONS = 100_000  # that a map is fitted to; an evaluation of pixels has many more
 MOST_CLASSES = 20  # for Dirichlet scaling, whose fit to 100 classes takes minutes
 SELECTIVE = {
     "aurc": metrics.area_under_risk_coverage,
@@ -67,8 +69,9 @@ class Calibration(Check):
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Measures the calibration, and fits the temperature."""
-        labels = evaluator.labels
-        log_probs = metrics.log_softmax(evaluator.logits)
+        decisions, noun = evaluator.decisions, evaluator.setup.dataset.noun
+        logits, labels, _ = decisions
+        log_probs = metrics.log_softmax(logits)
         confidence = np.exp(log_probs.max(axis=-1))
         gaps = (log_probs.argmax(axis=-1) == labels) - confidence
         raw = _figures(log_probs, labels)
@@ -92,13 +95,14 @@ class Calibration(Check):
         title = "Calibration and selective classification"
         fitted = None
         if "validation" in evaluator.setup.dataset.splits:
-            validation = dataclasses.replace(evaluator, split="validation")
+            held_out = dataclasses.replace(evaluator, split="validation").decisions
+            validation = held_out.thinned(MOST_DECISIONS)
             temperature = metrics.fit_temperature(validation.logits, validation.labels)
-            scaled = metrics.log_softmax(evaluator.logits / temperature)
+            scaled = metrics.log_softmax(logits / temperature)
             values["calibration/temperature"] = temperature
-            maps = {"scaled": scaled} | _calibrated(validation, evaluator.logits)
+            maps = {"scaled": scaled} | _calibrated(validation, logits)
             p = metrics.fit_logit_norm(validation.logits, validation.labels)
-            confidence_by_norm = metrics.normalized_maximum_logit(evaluator.logits, p=p)
+            confidence_by_norm = metrics.normalized_maximum_logit(logits, p=p)
             found = {name: _figures(mapped, labels) for name, mapped in maps.items()}
             found["logit_norm"] = _selective(log_probs, labels, confidence_by_norm)
             for name, figures in found.items():
@@ -107,19 +111,19 @@ class Calibration(Check):
             if temperature == metrics.LOWEST_TEMPERATURE:
                 notes.append(
                     f"The temperature is at its lower bound: all {len(validation.labels)} validation "
-                    "images are classified correctly, so a higher confidence is always better. The "
+                    f"{noun}s are classified correctly, so a higher confidence is always better. The "
                     "summary has raw figures only; train with a larger dataset.validation for "
                     "temperature-scaled ones."
                 )
             else:
                 fitted = temperature
                 rows |= found
-                title += f", fitted on {len(validation.labels):,} validation images"
+                title += f", fitted on {len(validation.labels):,} validation {noun}s"
                 bins["temperature-scaled"] = metrics.reliability(scaled, labels)
                 headline += SCALED
                 of_scaled = metrics.contributions(scaled, labels, "nll", "ece")
                 by_image |= {f"calibration/scaled/{name}": of_scaled[name] for name in of_scaled}
-                worsened = _worse_nll(values, len(validation.labels))
+                worsened = _worse_nll(values, f"{len(validation.labels)} validation {noun}s")
         else:
             notes.append(
                 "There is no validation split, so no temperature is fitted and all figures are raw; "
@@ -137,34 +141,34 @@ class Calibration(Check):
                 Plot(
                     "reliability",
                     "Reliability",
-                    "Each marker is a bin of images by confidence, its area their share. On the "
+                    f"Each marker is a bin of {noun}s by confidence, its area their share. On the "
                     "diagonal, confidence equals accuracy; above it, the network is underconfident, "
-                    f"below it overconfident. Bins of fewer than {FEW} images are faint: their "
+                    f"below it overconfident. Bins of fewer than {FEW} {noun}s are faint: their "
                     "accuracy is uncertain.",
                     draw_reliability,
                     bins,
-                    "; ".join(_seen(name, group) for name, group in bins.items()),
+                    "; ".join(_seen(name, group, noun) for name, group in bins.items()),
                     size=(4.6, 4.4),
                     panels=True,
                 ),
                 Plot(
                     "risk_coverage",
                     "Risk and coverage",
-                    "Error among the most confident images when the network abstains on the others. The "
-                    "lower the curve, the better confidence separates right predictions from wrong.",
+                    f"Error among the most confident {noun}s when the network abstains on the others. "
+                    "The lower the curve, the better confidence separates right predictions from wrong.",
                     draw_risk_coverage,
                     risks,
-                    f"error {100 * risks[-1]:.1f} % on all images, "
+                    f"error {100 * risks[-1]:.1f} % on all {noun}s, "
                     f"{100 * risks[(len(risks) - 1) // 2]:.1f} % on the more confident half",
                 ),
             ),
             tables=[_table(title, rows, values)],
             notes=notes,
-            by_image={name: [contributions] for name, contributions in by_image.items()},
+            by_image={name: [decisions.by_example(values)] for name, values in by_image.items()},
         )
 
 
-def _calibrated(validation: Evaluator, logits: np.ndarray) -> dict[str, np.ndarray]:
+def _calibrated(validation: Decisions, logits: np.ndarray) -> dict[str, np.ndarray]:
     """Log-probabilities by each map but the temperature, fitted on the validation split."""
     log_probs, fit_on = metrics.log_softmax(logits), metrics.log_softmax(validation.logits)
     labels = validation.labels
@@ -219,15 +223,15 @@ def _table(
     return Table(title, header, lines)
 
 
-def _worse_nll(values: Mapping[str, float], num_validation: int) -> list[str]:
+def _worse_nll(values: Mapping[str, float], fitted_on: str) -> list[str]:
     """A warning if temperature scaling makes the NLL worse, as far as the summary shows it, or none."""
     raw, scaled = (NLL.show(values[name]) for name in ("nll", "calibration/scaled/nll"))
     if MISSING in (raw, scaled) or float(scaled) <= float(raw):
         return []
     return [
         f"{WARNING}temperature scaling makes the NLL worse, {scaled} in place of {raw}: the "
-        f"temperature, {values['calibration/temperature']:.3g}, was fitted on {num_validation} "
-        "validation images, which are too few or differ from the evaluated ones. Use the raw "
+        f"temperature, {values['calibration/temperature']:.3g}, was fitted on {fitted_on}, "
+        "which are too few or differ from the evaluated ones. Use the raw "
         "probabilities, and compare runs by the raw figures, or train with a larger dataset.validation."
     ]
 
@@ -281,10 +285,10 @@ def _warnings(
     ]
 
 
-def _seen(name: str, bins: metrics.Bins) -> str:
+def _seen(name: str, bins: metrics.Bins, noun: str) -> str:
     filled = bins.count >= FEW
     above = int(np.sum(bins.accuracy[filled] > bins.confidence[filled]))
-    bins_of = f"{filled.sum()} bins of {FEW} images or more"
+    bins_of = f"{filled.sum()} bins of {FEW} {noun}s or more"
     return f"{name}, accuracy exceeds confidence in {above} of the {bins_of}"
 
 
@@ -316,5 +320,5 @@ def draw_risk_coverage(axes, risks, *, label, color, linestyle, **_) -> None:
     coverage = 100 * np.arange(1, len(risks) + 1) / len(risks)
     axes.plot(coverage, 100 * risks, label=label, color=color, ls=linestyle)
     axes.set(xlim=(0, 100))  # a limit of y would end its scaling to the runs that follow
-    axes.set_xlabel("coverage (% of images)")
+    axes.set_xlabel("coverage (%)")
     axes.set_ylabel("error (%)")

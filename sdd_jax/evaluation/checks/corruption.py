@@ -48,6 +48,8 @@ class CorruptionRobustness(Check):
     """
 
     title: ClassVar[str] = "Corruptions"
+    one_label = True
+    inputs = ("images",)
     corruption_dir: str = ""
     max_images: Count = 0
 

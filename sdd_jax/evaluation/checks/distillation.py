@@ -30,6 +30,7 @@ class Distillation(Check):
     """
 
     title: ClassVar[str] = "Dropout Distillation"
+    one_label = True
     mc_samples: Annotated[int, Interval(ge=1, le=100_000)] = 100
 
     def requirement(self, setup: EvaluationSetup) -> str:

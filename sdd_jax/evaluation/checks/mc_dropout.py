@@ -39,7 +39,8 @@ class MCDropout(Check):
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates ensembles of up to ``mc_samples`` masks."""
-        setup, labels = evaluator.setup, evaluator.labels
+        setup, decisions = evaluator.setup, evaluator.decisions
+        labels = decisions.labels
         rate, curve = setup.mask_rate(self.mc_rate) or 0.0, {}
         ensemble = None
         for ensemble in evaluator.ensemble_predictions(self.mc_samples, rate=rate):
@@ -80,7 +81,7 @@ class MCDropout(Check):
                 ),
             ),
             notes=(f"The masks are those of {source}.",),
-            by_image={f"{last}/{name}": [values] for name, values in by_image.items()},
+            by_image={f"{last}/{name}": [decisions.by_example(v)] for name, v in by_image.items()},
         )
 
 

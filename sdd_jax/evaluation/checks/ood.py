@@ -41,12 +41,14 @@ class OutOfDistribution(Check):
         if there are near ones.
       ood_near: names of further data sets that resemble the run's, as CIFAR-10 and Tiny ImageNet do
         CIFAR-100 in OpenOOD. The means over the near and over the far ones are reported, too.
-      ood_detectors: names of detectors. The first five need no pass over the training split.
+      ood_detectors: names of detectors. The first five need no pass over the training split; ODIN, which
+        changes pixels, is left out where the inputs are no images.
       odin_temperature: T.
       odin_epsilon: size of the change of pixels in [0, 1].
     """
 
     title: ClassVar[str] = "Out-of-distribution detection"
+    one_label = True
     ood: Annotated[tuple[str, ...], MinLen(1)] = ("photos",)
     ood_near: tuple[str, ...] = ()
     ood_detectors: Annotated[tuple[str, ...], MinLen(1)] = (
@@ -73,7 +75,10 @@ class OutOfDistribution(Check):
         require(_distinct(chosen), "ood_detectors", chosen, "different detectors")
 
     def requirement(self, setup: EvaluationSetup) -> str:
-        """Applies to every run; the data sets must be loadable and not its own."""
+        """The data sets must be loadable, of the run's kind of inputs, and not its own."""
+        kind = setup.dataset.inputs.name
+        if kind != "images" and not self.ood_near and self.ood == type(self).ood:
+            return f"{self.title} needs the option ood, data sets of {kind}"
         for field, name in self._sets:
             require(name != setup.dataset.name, field, name, "another data set than the run's")
             _images(name, setup, field)
@@ -83,9 +88,11 @@ class OutOfDistribution(Check):
         """Evaluates each detector on each data set."""
         setup, training = evaluator.setup, Training(evaluator)
         context = {key: getattr(self, key) for key in ("odin_temperature", "odin_epsilon")}
+        is_image = setup.dataset.inputs.name == "images"
         built = {
             name: detectors.build({"name": name}, training=training, **context)
             for name in self.ood_detectors
+            if is_image or name != "odin"
         }
         scores_in = _scores(built, Outputs(evaluator, evaluator.images))
         notes = _fitted_on(training)
@@ -228,11 +235,18 @@ def _plots(label, name_in, built, scores_in, scores_out, found) -> list[Plot]:
 
 @functools.lru_cache(maxsize=8)
 def _images(name: str, setup: EvaluationSetup, field: str) -> HostArray:
-    """The test images of another data set, in the size and channels of the run's."""
+    """The test inputs of another data set; images in the size and channels of the run's."""
+    ours = setup.dataset
     try:
-        return data.resized(
-            setup.load_dataset(name).splits["test"].images, setup.dataset.image_shape
-        )
+        other = setup.load_dataset(name)
+        if ours.inputs == other.inputs and ours.inputs.name == "images":
+            return data.resized(other.splits["test"].images, ours.image_shape)
+        if ours.inputs != other.inputs or ours.image_shape != other.image_shape:
+            raise InputError(
+                f"{other.inputs.name} {list(other.image_shape)}, where the run has "
+                f"{ours.inputs.name} {list(ours.image_shape)}"
+            )
+        return other.splits["test"].images
     except InputError as error:
         raise InputError(f"{name!r} cannot be used: {error}", field=field) from error
 

@@ -1,0 +1,231 @@
+"""The interface between a task and the program.
+
+A task reads labels as *decisions*, each a choice between classes: one for each example, for each label
+it may have, or for each pixel. Loss, accuracy, calibration and selective classification are those of
+the decisions, so a task has all of them once it says what its decisions are. It adds the metrics of its
+field.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdd_jax import losses
+from sdd_jax.errors import InputError
+from sdd_jax.registry import Registry
+
+
+class TaskRegistry(Registry):
+    """The registry of the tasks, which gives each class its name."""
+
+    def register(self, name: str) -> Callable[[Callable], Callable]:
+        """Decorator: registers a subclass of :class:`Task` as ``name``."""
+        add = super().register(name)
+
+        def add_with_name(task: Any) -> Any:
+            task.name = name
+            return add(task)
+
+        return add_with_name
+
+
+tasks = TaskRegistry("sdd_jax.tasks", "dataset.task")
+
+
+class Decisions(NamedTuple):
+    """The decisions on N examples.
+
+    Attributes:
+      logits: ``[M, C]``.
+      labels: int ``[M]`` in [0, C).
+      example: int ``[M]`` in [0, N), the example that each belongs to.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    example: np.ndarray
+
+    def by_example(self, values: np.ndarray) -> np.ndarray:
+        r"""Sums up what each decision contributes to a mean, by example, for intervals over examples.
+
+        .. math:: \bar v + \frac{N}{M} \sum_{m \in n} (v_m - \bar v)
+
+        The mean over the N examples is that over the M decisions, and its variance is, to first order,
+        that of the ratio of two sums over examples, which may have different numbers of decisions.
+
+        Args:
+          values: ``[M]``.
+
+        Returns:
+          ``[N]``; of the examples with at least one decision.
+        """
+        _, index = np.unique(self.example, return_inverse=True)
+        if len(index) == (count := int(index.max(initial=-1)) + 1):
+            return values
+        mean = values.mean()
+        return mean + np.bincount(index, values - mean, count) * (count / len(values))
+
+    def thinned(self, most: int) -> "Decisions":
+        """At most ``most`` evenly spaced decisions."""
+        stride = -(-len(self.labels) // most)
+        return Decisions(*(array[::stride] for array in self))
+
+
+class Task(abc.ABC):
+    """What the labels of a data set are, and how the outputs of a head decide about them.
+
+    This base class implements one decision between K classes for each element of the labels.
+
+    Attributes:
+      name: the name in the registry.
+      shape: that of the labels, in words.
+      noun: what a decision is about, in the singular; empty: an example.
+      figures: ``{metric: its name in tables}`` of the field's own metrics, fractions of 1.
+      one_label: whether each example has exactly one label. Most objectives and checks need that.
+      of_pixels: whether each pixel of an image has a label, which moves with it.
+      divergence: of two outputs of the head, for SD-Dropout: one of the library's divergences.
+    """
+
+    name: ClassVar[str]
+    shape: ClassVar[str]
+    noun: ClassVar[str] = ""
+    figures: ClassVar[Mapping[str, str]] = {}
+    one_label: ClassVar[bool] = False
+    of_pixels: ClassVar[bool] = False
+    divergence: ClassVar[Callable[..., jax.Array]] = staticmethod(losses.symmetric_kl)
+
+    # ----------------------------------------------------------------------- labels, on the host
+
+    @abc.abstractmethod
+    def fits(self, labels: np.ndarray, input_shape: tuple[int, ...]) -> bool:
+        """Whether labels ``[N, ...]`` of inputs ``[N, *input_shape]`` have the shape of this task's."""
+
+    @abc.abstractmethod
+    def count_classes(self, labels: np.ndarray) -> int:
+        """The number of classes K that training labels show."""
+
+    @abc.abstractmethod
+    def validated(
+        self, name: str, labels: np.ndarray, num_classes: int, allowed: str
+    ) -> np.ndarray:
+        """The labels in their final dtype.
+
+        Args:
+          name: what messages call them.
+          labels: labels that ``fits`` accepts, at least one.
+          num_classes: K.
+          allowed: the range of the classes, in words.
+
+        Raises:
+          InputError: a label that is none.
+        """
+
+    def strata(self, labels: np.ndarray) -> np.ndarray:
+        """The groups within which examples are held out, int ``[N]``."""
+        return np.zeros(len(labels), np.int32)
+
+    def output_shape(self, label_shape: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
+        """Shape of the network's outputs for an example with labels of shape ``label_shape``."""
+        return (*label_shape, num_classes)
+
+    # -------------------------------------------------------------------------- in a training step
+
+    def valid(self, labels: Any) -> Any:
+        """Which labels count, booleans of the shape of the labels; None: all."""
+        del labels
+        return None
+
+    def classes(self, outputs: Any) -> Any:
+        """Logits ``[B, ..., C]`` of the classes of each decision, from the outputs of the head."""
+        return outputs
+
+    def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+        """Cross-entropy of each example ``[B]``: the mean over its decisions, in nats."""
+        valid, labels = self.valid(labels), labels.astype(jnp.int32)
+        if valid is not None:
+            labels = jnp.where(valid, labels, 0)
+        return self.per_example(losses.cross_entropy(self.classes(outputs), labels), valid)
+
+    def per_example(self, values: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Mean over the decisions of each example that count, ``[B]``; 0 where there are none.
+
+        Every example has the same weight in a batch, however many of its decisions count. So the mean
+        over the batch does not depend on how it is divided over devices.
+        """
+        axes = tuple(range(1, values.ndim))
+        if not axes:
+            return values
+        if valid is None:
+            return jnp.mean(values, axis=axes)
+        total, count = jax.vmap(losses.sum_and_count)(values, valid)
+        return total / jnp.maximum(count, 1)
+
+    # ------------------------------------------------------------------------------ in an evaluation
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Probabilities of the shape of the outputs."""
+        shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+        return shifted / shifted.sum(axis=-1, keepdims=True)
+
+    def decisions(self, outputs: np.ndarray, labels: np.ndarray) -> Decisions:
+        """All decisions that count on N examples."""
+        logits = np.asarray(self.classes(outputs))
+        example = np.broadcast_to(
+            np.arange(len(labels)).reshape(-1, *(1,) * (labels.ndim - 1)), labels.shape
+        )
+        valid = self.valid(labels)
+        index = np.ones(labels.shape, bool) if valid is None else np.asarray(valid)
+        return Decisions(logits[index], labels[index], example[index])
+
+    def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The field's own metrics of N examples, in the order of ``figures``."""
+        del outputs, labels
+        return {}
+
+
+def of_labels(name: str, labels: np.ndarray, input_shape: tuple[int, ...]) -> Task:
+    """The task of a data set.
+
+    Args:
+      name: its name; empty: the one of the package that the labels fit.
+      labels: ``[N, ...]``.
+      input_shape: shape of an input.
+
+    Raises:
+      InputError: no such task, or labels of another shape. The field is ``task``.
+    """
+    if name and name not in tasks.names():
+        raise InputError(f"must be one of {', '.join(tasks.names())}, got {name!r}", field="task")
+    package = [
+        entry for entry in tasks.names() if tasks.get(entry).__module__.startswith("sdd_jax.")
+    ]
+    known = {entry: tasks.get(entry)() for entry in ([name] if name else package)}
+    for task in known.values():
+        if task.fits(labels, input_shape):
+            return task
+    shown = f"{labels.dtype} {list(labels.shape)}"
+    of = f"for inputs of shape {list(input_shape)}"
+    if name:
+        raise InputError(f"{name!r} does not fit labels {shown} {of}", field="task")
+    raise InputError(f"no task ({', '.join(known)}) has labels {shown} {of}", field="task")
+
+
+def figures() -> dict[str, str]:
+    """``{metric: its name in tables}`` of the own metrics of all tasks, and of the accuracy."""
+    known: list[Any] = [tasks.get(name) for name in tasks.names()]
+    own = {metric: label for task in known for metric, label in task.figures.items()}
+    return own | {"accuracy": "accuracy"}
+
+
+def selecting(values: Mapping[str, float], prefix: str) -> str:
+    """The metric by which a checkpoint or a setting is selected: the task's own, or the accuracy.
+
+    Args:
+      values: a line of the log of a run, which has the metrics of its task.
+      prefix: "validation" or "eval".
+    """
+    return next((name for name in figures() if f"{prefix}/{name}" in values), "accuracy")
