@@ -183,7 +183,7 @@ def main():
     parser.add_argument("--memory", type=float, metavar="GB", help="limit of a step")
     parser.add_argument("--weight", type=float, default=0.1, help="of SD-Dropout")
     parser.add_argument("--length", type=int, default=256, help="tokens in a piece")
-    parser.add_argument("--batch", type=int, default=8, help="pieces in a step")
+    parser.add_argument("--batch", type=int, default=16, help="pieces in a step")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
     args = parser.parse_args()
