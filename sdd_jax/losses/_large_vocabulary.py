@@ -243,7 +243,8 @@ def _symmetric_kl_forward(pair, head, temperature, gradient, axis_name, chunks):
 
     def chunk_statistics(logits, start):
         normaliser = _normaliser(logits / temperature)
-        log_u, log_v = _log_posterior(logits / temperature, normaliser)
+        log_p = _log_posterior(logits / temperature, normaliser)
+        log_u, log_v = log_p[0], log_p[1]
 
         # Each direction by itself: on a CPU, XLA is slower with the difference to a reversed pair.
         def within(target, prediction):
