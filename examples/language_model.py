@@ -5,8 +5,8 @@
 
 ``gpt2`` is a folder with Hugging Face's ``config.json``, ``model.safetensors`` and ``tokenizer.json`` of
 GPT-2 or of a network of that form, such as DistilGPT-2; the tokenizer needs ``pip install tokenizers``.
-Each paragraph of the text is an example, cut into pieces of ``--length`` tokens; a tenth of them is held
-out. With ``--memory``, the program stops before it trains if a step needs more.
+The paragraphs of the text are cut into pieces of ``--length`` tokens; every tenth is held out. With
+``--memory``, the program stops before it trains if a step needs more.
 """
 
 import argparse
@@ -186,6 +186,7 @@ def main():
     parser.add_argument("--batch", type=int, default=16, help="pieces in a step")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.error = functools.partial(require, False)  # one line
     args = parser.parse_args()
     for name in ("length", "batch", "steps"):
         value = getattr(args, name)
@@ -197,18 +198,18 @@ def main():
     config, params = read_network(args.model)
     longest = config["n_positions"]
     require(args.length <= longest, f"--length: must be at most {longest}, got {args.length}")
-    tokens, lengths = cut(read_tokens(args.model, args.text), args.length)
-    order = np.random.default_rng(0).permutation(len(tokens))
-    held_out, train = np.split(order, [len(order) // 10])
-    require(len(held_out), f"--text: must have at least 10 pieces, got {len(tokens)}")
-    print(f"{len(train)} pieces to train on, {len(held_out)} held out")
+    paragraphs = read_tokens(args.model, args.text)
+    require(len(paragraphs) > 1, f"--text: must have at least 2 paragraphs, got {len(paragraphs)}")
+    held_out = cut(paragraphs[::10], args.length)
+    tokens, lengths = cut([ids for i, ids in enumerate(paragraphs) if i % 10], args.length)
+    print(f"{len(tokens)} pieces to train on, {len(held_out[0])} held out")
 
     params, optimizer = jax.device_put(params), optax.adamw(args.learning_rate)
     losses = {"chunked": chunked, "plain": plain}[args.loss]
     step = build_step(optimizer, config=config, losses=losses, weight=args.weight)
     state = jax.jit(optimizer.init)(params)
-    batch = tokens[: args.batch], lengths[: args.batch]
-    batch = [jax.ShapeDtypeStruct((args.batch, *x.shape[1:]), x.dtype) for x in batch]
+    shapes = (args.batch, args.length + 1), (args.batch,)
+    batch = (jax.ShapeDtypeStruct(shape, np.int32) for shape in shapes)
     step = step.lower(params, state, *batch, jax.random.key(0)).compile()
     memory = step.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -219,11 +220,11 @@ def main():
     print(f"{needs}: {kept:.2f} for parameters and optimizer, {temporary:.2f} temporary")
 
     perplexity = build_perplexity(config)
-    held_out = list(batches(tokens[held_out], lengths[held_out], args.batch))
+    held_out = list(batches(*held_out, args.batch))
     print(f"held out: perplexity {perplexity(params, held_out):.2f}")
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(0)
     for i in range(args.steps):
-        rows = random.choice(train, args.batch)
+        rows = random.choice(len(tokens), args.batch)
         key = jax.random.fold_in(jax.random.key(0), i)
         params, state, loss = step(params, state, tokens[rows], lengths[rows], key)
         print(f"step {i + 1}: loss {loss:.3f}")

@@ -195,6 +195,7 @@ def test_the_program_learns_alike_with_both_losses(run):
     [
         (["--memory=1e-6"], r"--memory: a step with --loss=chunked needs 0\.00 GB, got 1e-06"),
         (["--length=33"], "--length: must be at most 32, got 33"),
+        (["--steps=few"], "argument --steps: invalid int value: 'few'"),
         (["--steps=0"], "--steps: must be at least 1, got 0"),
         (["--model=elsewhere"], r"elsewhere/config\.json: no such file"),
         (["--text=nothing"], "nothing: no such file"),
@@ -208,7 +209,9 @@ def test_wrong_arguments_are_one_line(run, arguments, message):
 
 def test_other_networks_and_short_texts_are_one_line(run, tmp_path):
     (tmp_path / "text").write_text("short")
-    with pytest.raises(SystemExit, match=r"^error: --text: must have at least 10 pieces, got 1$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: --text: must have at least 2 paragraphs, got 1$"
+    ):
         run()
     write(tmp_path / "gpt2", activation_function="relu")
     with pytest.raises(SystemExit, match=r"must be a GPT-2 with gelu_new, got \['gpt2', 'relu'\]$"):
