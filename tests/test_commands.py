@@ -30,6 +30,7 @@ NOT_RUN = {
     "tests/faults/test_hosts.py, tests/faults/test_buckets.py",
     "python -m benchmarks.": "measures for minutes to days; tests/benchmarks",
     "python examples/intents.py ": "needs a data set; tests/examples",
+    "python examples/language_model.py ": "needs a network; tests/examples",
     "python examples/": "trains for half a minute; tests/examples",
     "import safetensors.torch\n": "needs torch; a file in place of its own is there",
 }

@@ -5,7 +5,7 @@ statistics per example (a normaliser, and a divergence or the logit of the label
 chunk to them, and likewise those of devices that have other classes. The backward pass recomputes the
 logits of a chunk, turns them into their gradient in closed form, and adds its products to the gradients
 of features and head. This costs one more matrix product than the plain loss; memory grows with the chunk
-instead of the number of classes.
+instead of the number of classes. In between, ``kept_classes`` keeps the logits of some chunks.
 
 References:
   Milakov and Gimelshein, `Online normalizer calculation for softmax
@@ -38,6 +38,7 @@ def linear_cross_entropy(
     *,
     axis_name: str | None = None,
     chunk_size: int = CHUNK_SIZE,
+    kept_classes: int = 0,
 ) -> jax.Array:
     r"""Computes the cross-entropy of a linear head, in the memory of one chunk of its classes.
 
@@ -62,12 +63,14 @@ def linear_cross_entropy(
         have the same features and
         labels. None: each has all classes.
       chunk_size: number of classes per chunk. The largest temporary arrays are ``[..., chunk_size]``.
+      kept_classes: number of classes whose logits are kept for the gradient, in whole chunks, instead of
+        being computed twice: an array ``[..., kept_classes]`` in addition. K or more: all.
 
     Returns:
       Per-example loss ``[...]`` in nats.
 
     Raises:
-      ValueError: shapes that do not fit, or chunk_size below 1.
+      ValueError: shapes that do not fit, chunk_size below 1, or kept_classes below 0.
       TypeError: features or head not floating-point, or labels not integers.
 
     Example:
@@ -81,7 +84,7 @@ def linear_cross_entropy(
       Wijmans et al., `Cut Your Losses in Large-Vocabulary Language Models
       <https://arxiv.org/abs/2411.09009>`_, 2025, sections 3 and 4, without gradient filtering.
     """
-    _check(features, kernel, bias, chunk_size)
+    _check(features, kernel, bias, chunk_size, kept_classes)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if labels.shape != features.shape[:-1]:
@@ -93,7 +96,7 @@ def linear_cross_entropy(
     features, head, labels = _vary_alike((features, (kernel, bias), labels), axis_name)
     if axis_name is not None:  # the index among this device's classes
         labels -= jax.lax.axis_index(axis_name) * kernel.shape[-1]
-    return _cross_entropy(features, head, labels, axis_name, chunk_size)
+    return _cross_entropy(features, head, labels, axis_name, _Chunks(chunk_size, kept_classes))
 
 
 def linear_sd_dropout_loss(
@@ -109,6 +112,7 @@ def linear_sd_dropout_loss(
     exclusive: bool = False,
     axis_name: str | None = None,
     chunk_size: int = CHUNK_SIZE,
+    kept_classes: int = 0,
 ) -> jax.Array:
     r"""Computes the SD-Dropout loss of a linear head, in the memory of one chunk of its classes.
 
@@ -143,13 +147,15 @@ def linear_sd_dropout_loss(
         key. None: each has all classes.
       chunk_size: number of classes per chunk; K need not be a multiple. The largest temporary arrays
         are ``[2, ..., chunk_size]``.
+      kept_classes: number of classes whose logits are kept for the gradient, in whole chunks, instead of
+        being computed twice: an array ``[2, ..., kept_classes]`` in addition. K or more: all.
 
     Returns:
       Per-example loss ``[...]`` in nats.
 
     Raises:
       ValueError: rate outside [0, 1), temperature not positive, an unknown gradient, exclusive masks
-        that do not fit, shapes that do not fit, or chunk_size below 1.
+        that do not fit, shapes that do not fit, chunk_size below 1, or kept_classes below 0.
       TypeError: features or head not floating-point.
 
     Example:
@@ -163,7 +169,7 @@ def linear_sd_dropout_loss(
       Lee et al., `Self-Knowledge Distillation via Dropout <https://arxiv.org/abs/2208.05642>`_, 2022,
       section 3.
     """
-    _check(features, kernel, bias, chunk_size)
+    _check(features, kernel, bias, chunk_size, kept_classes)
     check_temperature(temperature)
     check_gradient(gradient)
     # Outside the custom gradient: JAX differentiates the masks.
@@ -173,17 +179,18 @@ def linear_sd_dropout_loss(
     temperature = jnp.asarray(temperature, _dtypes(features, kernel)[1])
     pair, head, temperature = _vary_alike((pair, (kernel, bias), temperature), axis_name)
     temperature = jax.lax.stop_gradient(temperature)
-    return temperature**2 * _symmetric_kl(pair, head, temperature, gradient, axis_name, chunk_size)
+    chunks = _Chunks(chunk_size, kept_classes)
+    return temperature**2 * _symmetric_kl(pair, head, temperature, gradient, axis_name, chunks)
 
 
 # --------------------------------------------------------------------------- cross-entropy
 
 
-def _cross_entropy_primal(features, head, labels, axis_name, chunk_size):
-    return _cross_entropy_forward(features, head, labels, axis_name, chunk_size)[0]
+def _cross_entropy_primal(features, head, labels, axis_name, chunks):
+    return _cross_entropy_forward(features, head, labels, axis_name, chunks)[0]
 
 
-def _cross_entropy_forward(features, head, labels, axis_name, chunk_size):
+def _cross_entropy_forward(features, head, labels, axis_name, chunks):
     def chunk_statistics(logits, start):
         at_label = jnp.where(_is_label(labels, start, logits), logits, 0)
         return _normaliser(logits), jnp.sum(at_label, axis=-1)
@@ -191,23 +198,23 @@ def _cross_entropy_forward(features, head, labels, axis_name, chunk_size):
     def join(old, new):
         return _join(old[0], new[0])[0], old[1] + new[1]
 
-    normaliser, label_logit = _fold(features, head, chunk_statistics, join, chunk_size)
+    (normaliser, label_logit), kept = _fold(features, head, chunk_statistics, join, chunks)
     if axis_name is not None:
         normaliser, _ = _join_devices(normaliser, axis_name)
         label_logit = jax.lax.psum(label_logit, axis_name)
     loss = normaliser.log_sum - (label_logit - normaliser.largest)
-    return loss, (features, head, labels, normaliser)
+    return loss, (features, head, labels, normaliser, kept)
 
 
-def _cross_entropy_backward(axis_name, chunk_size, residuals, cotangent):
-    features, head, labels, normaliser = residuals
+def _cross_entropy_backward(axis_name, chunks, residuals, cotangent):
+    features, head, labels, normaliser, kept = residuals
 
     def logits_gradient(logits, start):
         posterior = jnp.exp(_log_posterior(logits, normaliser))
         label = _is_label(labels, start, logits).astype(logits.dtype)
         return cotangent[..., None] * (posterior - label)
 
-    return *_gradients(features, head, logits_gradient, axis_name, chunk_size), None
+    return *_gradients(features, head, logits_gradient, axis_name, chunks, kept), None
 
 
 _cross_entropy = jax.custom_vjp(_cross_entropy_primal, nondiff_argnums=(3, 4))
@@ -222,13 +229,13 @@ def _is_label(labels, start, logits):
 # --------------------------------------------------------------------------- SD-Dropout
 
 
-def _symmetric_kl_primal(pair, head, temperature, gradient, axis_name, chunk_size):
+def _symmetric_kl_primal(pair, head, temperature, gradient, axis_name, chunks):
     """Computes the divergence ``[...]`` of a pair of features ``[2, ..., D]``, without factor T^2."""
-    return _symmetric_kl_forward(pair, head, temperature, gradient, axis_name, chunk_size)[0]
+    return _symmetric_kl_forward(pair, head, temperature, gradient, axis_name, chunks)[0]
 
 
-def _symmetric_kl_forward(pair, head, temperature, gradient, axis_name, chunk_size):
-    """Returns the value, and residuals of the size of the features.
+def _symmetric_kl_forward(pair, head, temperature, gradient, axis_name, chunks):
+    """Returns the value, and residuals: some of the size of the features, and the logits to keep.
 
     JAX differentiates this and the backward pass for higher derivatives, so both stop what ``gradient``
     excludes.
@@ -237,8 +244,14 @@ def _symmetric_kl_forward(pair, head, temperature, gradient, axis_name, chunk_si
     def chunk_statistics(logits, start):
         normaliser = _normaliser(logits / temperature)
         log_p = _log_posterior(logits / temperature, normaliser)
-        target, prediction = stop_gradients(log_p, _other(log_p), gradient)
-        return normaliser, jnp.sum(jnp.exp(target) * (target - prediction), axis=-1)
+        log_u, log_v = log_p[0], log_p[1]
+
+        # Each direction by itself: on a CPU, XLA is slower with the difference to a reversed pair.
+        def within(target, prediction):
+            target, prediction = stop_gradients(target, prediction, gradient)
+            return jnp.sum(jnp.exp(target) * (target - prediction), axis=-1)
+
+        return normaliser, jnp.stack([within(log_u, log_v), within(log_v, log_u)])
 
     # Chain rule of the KL divergence: within each set of classes, plus between the sets.
     def share(log_mass, within):
@@ -249,14 +262,14 @@ def _symmetric_kl_forward(pair, head, temperature, gradient, axis_name, chunk_si
         normaliser, log_masses = _join(old[0], new[0])
         return normaliser, share(log_masses[0], old[1]) + share(log_masses[1], new[1])
 
-    normaliser, kl = _fold(pair, head, chunk_statistics, join, chunk_size)
+    (normaliser, kl), kept = _fold(pair, head, chunk_statistics, join, chunks)
     if axis_name is not None:
         normaliser, log_mass = _join_devices(normaliser, axis_name)
         kl = jax.lax.psum(share(log_mass, kl), axis_name)
-    return kl[0] + kl[1], (pair, head, temperature, normaliser, kl)
+    return kl[0] + kl[1], (pair, head, temperature, normaliser, kl, kept)
 
 
-def _symmetric_kl_backward(gradient, axis_name, chunk_size, residuals, cotangent):
+def _symmetric_kl_backward(gradient, axis_name, chunks, residuals, cotangent):
     r"""Computes the gradients of both divergences with respect to the logits z of either posterior p.
 
     .. math:: T \, \partial\, \mathrm{KL}(q \| p) / \partial z_c = p_c - q_c, \qquad
@@ -266,7 +279,7 @@ def _symmetric_kl_backward(gradient, axis_name, chunk_size, residuals, cotangent
     where q is the other posterior: p is the prediction in the first ("forward"), the target in the
     second ("reverse").
     """
-    pair, head, temperature, normaliser, kl = residuals
+    pair, head, temperature, normaliser, kl, kept = residuals
     scale = (cotangent / temperature)[None, ..., None]
 
     def logits_gradient(logits, start):
@@ -279,7 +292,7 @@ def _symmetric_kl_backward(gradient, axis_name, chunk_size, residuals, cotangent
         reverse = p * (log_p - log_q - kl[..., None])
         return scale * {"forward": forward, "reverse": reverse, "both": forward + reverse}[gradient]
 
-    return *_gradients(pair, head, logits_gradient, axis_name, chunk_size), None
+    return *_gradients(pair, head, logits_gradient, axis_name, chunks, kept), None
 
 
 _symmetric_kl = jax.custom_vjp(_symmetric_kl_primal, nondiff_argnums=(3, 4, 5))
@@ -294,18 +307,38 @@ def _other(x):
 # --------------------------------------------------------------------------- chunks of a linear head
 
 _Head = tuple[jax.Array, jax.Array | None]  # kernel [D, K], bias [K]
+_Kept = tuple[jax.Array | None, jax.Array | None]  # logits [..., first], of others [n, ..., size]
+
+
+class _Chunks(NamedTuple):
+    """Division of the classes into chunks, of which the first may be smaller, and the first are kept."""
+
+    size: int
+    kept_classes: int
+
+    def divide(self, num_classes: int) -> tuple[int, bool, np.ndarray, np.ndarray]:
+        """Size of the first chunk; whether it is kept; starts of the others that are kept, or not."""
+        size = min(self.size, num_classes)
+        first = (num_classes - 1) % size + 1
+        starts = np.arange(first, num_classes, size, dtype=np.int32)
+        kept = max(0, self.kept_classes - first) // size
+        return first, self.kept_classes >= first, starts[:kept], starts[kept:]
 
 
 def _fold(
-    features: jax.Array, head: _Head, chunk_statistics: Callable, join: Callable, chunk_size: int
-) -> Any:
-    """Joins ``chunk_statistics(logits, start)`` of all chunks; ``start`` is a chunk's first class."""
+    features: jax.Array, head: _Head, chunk_statistics: Callable, join: Callable, chunks: _Chunks
+) -> tuple[Any, _Kept]:
+    """Joins ``chunk_statistics(logits, start)`` of all chunks; ``start`` is a chunk's first class.
 
-    def step(old, start, size):
-        new = chunk_statistics(_logits(features, _chunk(head, start, size)), start)
-        return new if old is None else join(old, new)
+    Returns also the logits to keep.
+    """
 
-    return _over_chunks(step, None, head, chunk_size)
+    def step(old, start, size, logits):
+        logits = _logits(features, _chunk(head, start, size))
+        new = chunk_statistics(logits, start)
+        return (new if old is None else join(old, new)), logits
+
+    return _over_chunks(step, None, head, chunks, (None, None))
 
 
 def _gradients(
@@ -313,7 +346,8 @@ def _gradients(
     head: _Head,
     logits_gradient: Callable,
     axis_name: str | None,
-    chunk_size: int,
+    chunks: _Chunks,
+    kept: _Kept,
 ) -> tuple[jax.Array, _Head]:
     """Gradients of features and head from ``logits_gradient(logits, start)`` of each chunk."""
     rows = tuple(range(features.ndim - 1))
@@ -321,10 +355,12 @@ def _gradients(
     product = partial(jnp.tensordot, preferred_element_type=wide)
     features_sharding, kernel_sharding = _shardings(features, head[0])
 
-    def step(grads, start, size):
+    def step(grads, start, size, logits):
         features_grad, head_grad = grads
         kernel, bias = chunk = _chunk(head, start, size)
-        logits_grad = logits_gradient(_logits(features, chunk), start)
+        if logits is None:
+            logits = _logits(features, chunk)
+        logits_grad = logits_gradient(logits, start)
         bias_grad = None if bias is None else jnp.sum(logits_grad, axis=rows)
         logits_grad = logits_grad.astype(narrow)
         kernel_grad = product(
@@ -340,26 +376,34 @@ def _gradients(
             head_grad,
             (kernel_grad, bias_grad),
         )
-        return features_grad, head_grad
+        return (features_grad, head_grad), None
 
     zeros = jnp.zeros_like(features, wide), jax.tree.map(jnp.zeros_like, head)
-    features_grad, head_grad = _over_chunks(step, zeros, head, chunk_size)
+    (features_grad, head_grad), _ = _over_chunks(step, zeros, head, chunks, kept)
     if axis_name is not None:
         features_grad = jax.lax.psum(features_grad, axis_name)
     return features_grad.astype(features.dtype), head_grad
 
 
-def _over_chunks(step: Callable, state: Any, head: _Head, chunk_size: int) -> Any:
-    """Folds ``step(state, start, size)`` over the chunks, of which the first may be smaller."""
-    num_classes = head[0].shape[-1]
-    chunk_size = min(chunk_size, num_classes)
-    first = (num_classes - 1) % chunk_size + 1
-    state = step(state, 0, first)
-    starts = np.arange(first, num_classes, chunk_size, dtype=np.int32)
-    if not starts.size:
-        return state
-    state, _ = jax.lax.scan(lambda s, start: (step(s, start, chunk_size), None), state, starts)
-    return state
+def _over_chunks(
+    step: Callable, state: Any, head: _Head, chunks: _Chunks, kept: _Kept
+) -> tuple[Any, _Kept]:
+    """Folds ``step(state, start, size, logits) -> (state, logits)`` over the chunks.
+
+    Takes the logits that were kept, or returns those to keep; at other chunks they are None, or dropped.
+    """
+    first, keep_first, keeping, others = chunks.divide(head[0].shape[-1])
+    state, first_logits = step(state, 0, first, kept[0])
+    next_logits = None
+    if keeping.size:
+        state, next_logits = jax.lax.scan(
+            lambda s, x: step(s, x[0], chunks.size, x[1]), state, (keeping, kept[1])
+        )
+    if others.size:
+        state, _ = jax.lax.scan(
+            lambda s, start: (step(s, start, chunks.size, None)[0], None), state, others
+        )
+    return state, (first_logits if keep_first else None, next_logits)
 
 
 def _chunk(head: _Head, start: int | jax.Array, size: int) -> _Head:
@@ -439,7 +483,7 @@ def _vary_alike(arrays: Any, axis_name: str | None) -> Any:
     return jax.tree.map(cast, arrays) if axes else arrays
 
 
-def _check(features, kernel, bias, chunk_size):
+def _check(features, kernel, bias, chunk_size, kept_classes):
     for array in jax.tree.leaves((features, kernel, bias)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"features, kernel and bias must be floating-point, got {array.dtype}")
@@ -451,3 +495,5 @@ def _check(features, kernel, bias, chunk_size):
         raise ValueError(f"bias must be [K], {kernel.shape[1:]}, or None, got {bias.shape}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    if kept_classes < 0:
+        raise ValueError(f"kept_classes must be at least 0, got {kept_classes}")

@@ -101,3 +101,12 @@ def test_the_kernel_may_be_on_no_mesh(name):
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_kernel_may_be_sharded_over_its_features(name, batch, kernel):
     assert_sharded_equals_unsharded(LOSSES[name], batch, kernel)
+
+
+def test_kept_logits_of_a_sharded_batch():
+    def loss(features, kernel, bias, labels, key):
+        options = {"chunk_size": 8, "kept_classes": 13}
+        ce = sdd_jax.linear_cross_entropy(features, kernel, bias, labels, **options)
+        return ce + sdd_jax.linear_sd_dropout_loss(features, kernel, bias, key, **options)
+
+    assert_sharded_equals_unsharded(loss, PartitionSpec("data"))

@@ -1,5 +1,6 @@
 """Losses over chunks of classes: values and gradients of the plain losses, in less memory."""
 
+import math
 from functools import partial
 
 import jax
@@ -76,10 +77,13 @@ SD_DROPOUT_CASES = [
     {"scale": 100.0, "temperature": 1.0},
     {"scale": 100.0, "temperature": 1.0, "gradient": "forward", "dtype": np.float32},
     {"scale": 100.0, "temperature": 1.0, "gradient": "reverse", "dtype": np.float32},
+    {"kept_classes": 13},
+    {"shape": (2, 3, 6), "kept_classes": 1000, "gradient": "reverse", "bias": False},
 ]
 CROSS_ENTROPY_CASES = [
     *({"num_classes": n, "shape": (2, 3, 6)} for n in NUM_CLASSES),
     {"scale": 100.0},
+    {"kept_classes": 13, "shape": (2, 3, 6)},
 ]
 
 
@@ -94,12 +98,13 @@ CROSS_ENTROPY_CASES = [
 def test_losses_and_gradients_are_those_of_the_plain_loss(loss, case):
     case = {"dtype": np.float64, "chunk_size": CHUNK} | case
     shapes = {k: v for k, v in case.items() if k in SHAPES}
-    options = {k: v for k, v in case.items() if k not in (*SHAPES, "last", "chunk_size")}
+    chunks = {k: v for k, v in case.items() if k in ("chunk_size", "kept_classes")}
+    options = {k: v for k, v in case.items() if k not in (*SHAPES, *chunks, "last")}
     with jax.enable_x64(case["dtype"] == np.float64):
         parameters, last, weights = arguments(loss, **shapes)
         args = parameters, case.get("last", last), weights
         expected = run(PLAIN[loss], *args, tuple(options.items()))
-        actual = run(loss, *args, (*options.items(), ("chunk_size", case["chunk_size"])))
+        actual = run(loss, *args, (*options.items(), *chunks.items()))
         # Where posteriors are one-hot, terms as large as losses times parameters cancel.
         largest = max(np.abs(x).max() for x in jax.tree.leaves(parameters))
         largest *= np.abs(expected[0]).max()
@@ -181,6 +186,36 @@ def test_no_array_is_as_large_as_examples_times_classes(loss, differentiate):
     # The kernel's gradient has features * num_classes elements.
     assert largest(partial(loss, chunk_size=16)) <= max(features * num_classes, 2 * batch * 16)
     assert largest(PLAIN[loss]) >= batch * num_classes
+
+
+def multiplications(jaxpr):
+    """Number of multiplications in the matrix products of a jaxpr."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            shape = equation.invars[0].aval.shape
+            total += equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += multiplications(inner) * equation.params.get("length", 1)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("kept_classes", "computed_once"),
+    [(0, 0), (4, 0), (5, 5), (12, 5), (13, 13), (20, 13), (21, 21), (99, 21)],
+)
+@both_losses
+def test_logits_of_kept_chunks_are_computed_once(loss, kept_classes, computed_once):
+    """Of 21 classes in chunks of 5, 8 and 8; the gradients take two products as large as the logits."""
+    parameters, last, _ = arguments(loss)
+    options = {"chunk_size": CHUNK, "kept_classes": kept_classes}
+    total = jax.grad(lambda parameters: loss(*parameters, last, **options).sum())
+    rows = 4 if loss is linear_cross_entropy else 8
+    products = multiplications(jax.make_jaxpr(total)(parameters).jaxpr)
+    assert products == rows * 6 * (4 * 21 - computed_once)
 
 
 @both_losses
@@ -270,7 +305,7 @@ VOCABULARY_CASES = [
     ("shard_map", {"gradient": "reverse", "temperature": 1.0, "bias": False}),
     ("shard_map", {"loss": linear_cross_entropy, "scale": 100.0, "bias": False}),
     ("both axes", {"gradient": "forward"}),
-    ("both axes", {"loss": linear_cross_entropy}),
+    ("both axes", {"loss": linear_cross_entropy, "kept_classes": 4}),
 ]
 
 
@@ -313,7 +348,7 @@ def test_classes_sharded_over_devices(transformation, case):
     """The last device has a class that is excluded; with the large scale, posteriors are one-hot."""
     case = dict(case)
     loss, scale = case.pop("loss", linear_sd_dropout_loss), case.pop("scale", 1.0)
-    has_bias = case.pop("bias", True)
+    has_bias, kept_classes = case.pop("bias", True), case.pop("kept_classes", 0)
     with jax.enable_x64(True):
         parameters, last, weights = arguments(
             loss, num_classes=24, bias=has_bias, dtype=np.float64, scale=scale
@@ -321,7 +356,8 @@ def test_classes_sharded_over_devices(transformation, case):
         if has_bias:
             parameters = (*parameters[:2], parameters[2].at[-1].set(-1e9))
         expected = run(PLAIN[loss], parameters, last, weights, tuple(case.items()))
-        actual = vocabulary(loss, transformation, parameters, last, weights, **case)
+        options = case | {"kept_classes": kept_classes}
+        actual = vocabulary(loss, transformation, parameters, last, weights, **options)
         largest = np.abs(expected[0]).max() * max(np.abs(x).max() for x in parameters[:2])
         assert_close(actual[0], expected[0], 1e-12)
         assert_close(actual[1], expected[1], 1e-12, max(1.0, largest))
@@ -377,6 +413,7 @@ def test_forward_mode_is_refused(loss):
         ({"rate": 1.0}, ValueError, r"rate must be in \[0, 1\), got 1.0"),
         ({"rate": 0.3, "exclusive": True}, ValueError, r"at most 1, got 2 \* \(1 - 0.3\)"),
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
+        ({"kept_classes": -1}, ValueError, "kept_classes must be at least 0, got -1"),
         ({"kernel": (5, 21)}, ValueError, r"kernel \[D, K\], got \(4, 6\) and \(5, 21\)"),
         ({"kernel": (6,)}, ValueError, r"kernel \[D, K\], got \(4, 6\) and \(6,\)"),
         ({"features": ()}, ValueError, r"features must be \[..., D\].*got \(\) and \(6, 21\)"),

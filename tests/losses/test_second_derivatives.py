@@ -12,22 +12,31 @@ from sdd_jax.losses import GRADIENTS
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 LABELS = jnp.asarray([0, 12, 20, 7], jnp.int32)
-LOSSES = {  # the mean over examples, with chunks of 8 of 21 classes, and the plain loss
-    "cross_entropy": (
-        lambda f, w, b: linear_cross_entropy(f, w, b, LABELS, chunk_size=8).mean(),
+
+
+def cross_entropies(kept_classes):
+    """The mean over examples, with chunks of 8 of 21 classes, and that of the plain loss."""
+    options = {"chunk_size": 8, "kept_classes": kept_classes}
+    return (
+        lambda f, w, b: linear_cross_entropy(f, w, b, LABELS, **options).mean(),
         lambda f, w, b: cross_entropy(head(f, w, b), LABELS).mean(),
-    ),
-    **{
-        gradient: (
-            lambda f, w, b, g=gradient: linear_sd_dropout_loss(
-                f, w, b, KEYS, temperature=2.0, gradient=g, chunk_size=8
-            ).mean(),
-            lambda f, w, b, g=gradient: sd_dropout_loss(
-                f, lambda f: head(f, w, b), KEYS, temperature=2.0, gradient=g
-            ).mean(),
-        )
-        for gradient in GRADIENTS
-    },
+    )
+
+
+def sd_dropout_losses(gradient, kept_classes):
+    options = {"temperature": 2.0, "gradient": gradient}
+    chunks = {"chunk_size": 8, "kept_classes": kept_classes}
+    return (
+        lambda f, w, b: linear_sd_dropout_loss(f, w, b, KEYS, **options, **chunks).mean(),
+        lambda f, w, b: sd_dropout_loss(f, lambda f: head(f, w, b), KEYS, **options).mean(),
+    )
+
+
+LOSSES = {
+    "cross_entropy": cross_entropies(0),
+    "cross_entropy, kept": cross_entropies(13),
+    **{gradient: sd_dropout_losses(gradient, 0) for gradient in GRADIENTS},
+    "forward, kept": sd_dropout_losses("forward", 13),
 }
 
 
