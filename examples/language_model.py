@@ -39,7 +39,11 @@ def read_network(folder):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     form = [config.get(name) for name in ("model_type", "activation_function")]
     require(form == ["gpt2", "gelu_new"], f"--model: must be a GPT-2 with gelu_new, got {form}")
-    arrays = safetensors.numpy.load_file(folder / "model.safetensors")
+    file = folder / "model.safetensors"
+    try:
+        arrays = safetensors.numpy.load_file(file)
+    except safetensors.SafetensorError as error:
+        raise SystemExit(f"error: {file}: {error}") from None
     arrays = {name.removeprefix("transformer."): array for name, array in arrays.items()}
     params = {name: arrays[name] for name in arrays if name.startswith(("wte.", "wpe.", "ln_f."))}
     params["layers"] = {

@@ -213,6 +213,10 @@ def test_other_networks_and_short_texts_are_one_line(run, tmp_path):
         SystemExit, match=r"^error: --text: must have at least 2 paragraphs, got 1$"
     ):
         run()
+    write(tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match=r"^error: .*model\.safetensors: .*header.*$"):
+        run()
     write(tmp_path / "gpt2", activation_function="relu")
     with pytest.raises(SystemExit, match=r"must be a GPT-2 with gelu_new, got \['gpt2', 'relu'\]$"):
         run()
