@@ -4,7 +4,8 @@ Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.0
 Data      scikit-learn's digits on crops of its photographs; npz:PATH with label maps [N, H, W] for yours
 Command   python train.py --config=configs/segment_scenes.py
 Variants  :ce (cross-entropy alone)
-Expected  two minutes on two CPU cores: a first run, no evidence for the method
+Expected  mIoU 44 %, with :ce 49 %, in a few minutes on two CPU cores (one seed): a first run, no
+          evidence for or against the method
 """
 
 from sdd_jax import config as configs

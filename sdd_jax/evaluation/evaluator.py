@@ -22,6 +22,9 @@ from sdd_jax.runs.trained_network import TrainedNetwork
 from sdd_jax.tasks import Decisions
 
 REPORTED_SAMPLES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
+MOST_DECISIONS = (
+    100_000  # that a map is fitted to, or that are sorted; of pixels there are millions
+)
 BATCHES_OF_FEATURES = 32  # on the host at a time
 
 
@@ -130,6 +133,23 @@ class Evaluator:
         """Penultimate features of the split, ``[N, D]``, dropout off."""
         return self.features_of(self.images)
 
+    @property
+    def some_decisions(self) -> Decisions:
+        """The decisions; if an image has several, at most 100,000 of them, evenly spaced."""
+        return self._some(self.decisions)
+
+    def note_on_decisions(self) -> list[str]:
+        """What a report says of :attr:`some_decisions`, if they are not all."""
+        some, all_of_them = len(self.some_decisions.labels), len(self.decisions.labels)
+        if some == all_of_them:
+            return []
+        noun = self.setup.dataset.noun
+        return [f"From {some:,} of the {all_of_them:,} {noun}s, evenly spaced."]
+
+    def _some(self, decisions: Decisions) -> Decisions:
+        one_label = self.setup.dataset.task.one_label
+        return decisions if one_label else decisions.thinned(MOST_DECISIONS)
+
     def summary(self) -> dict[str, float]:
         """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE.
 
@@ -178,7 +198,7 @@ class Evaluator:
     def ensemble_predictions(
         self, num_samples: int, *, rate: float = 0.0
     ) -> Iterator[EnsemblePrediction]:
-        """Predictions of growing ensembles of dropout masks, for each decision of the task.
+        """Predictions of growing ensembles of dropout masks, for :attr:`some_decisions`.
 
         Args:
           num_samples: number of masks of the last ensemble, at least 1.
@@ -193,7 +213,7 @@ class Evaluator:
             start = time.perf_counter()
             logits = self.sampled_logits(m - 1, rate=rate)
             seconds += time.perf_counter() - start if m > 1 else 0.0
-            logits, *_ = task.decisions(logits.astype(np.float64), self.labels)
+            logits = self._some(task.decisions(logits, self.labels)).logits.astype(np.float64)
             with np.errstate(invalid="ignore"):  # infinite logits give nan, as in the metrics
                 ensemble = DropoutEnsemble.of(logits) if ensemble is None else ensemble.add(logits)
             if m in REPORTED_SAMPLES or m == num_samples:

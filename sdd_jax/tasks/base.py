@@ -71,7 +71,7 @@ class Decisions(NamedTuple):
 
     def thinned(self, most: int) -> "Decisions":
         """At most ``most`` evenly spaced decisions."""
-        stride = -(-len(self.labels) // most)
+        stride = max(1, -(-len(self.labels) // most))
         return Decisions(*(array[::stride] for array in self))
 
 
@@ -183,6 +183,14 @@ class Task(abc.ABC):
 
     def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The field's own metrics of N examples, in the order of ``figures``."""
+        del outputs, labels
+        return {}
+
+    def contributions(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """What each example contributes to these metrics, ``[N]``, for those whose interval is known.
+
+        As in :func:`sdd_jax.evaluation.metrics.contributions`, their mean is the metric.
+        """
         del outputs, labels
         return {}
 

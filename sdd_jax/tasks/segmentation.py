@@ -60,3 +60,29 @@ class Segmentation(Task):
             return {"miou": float("nan")}
         occurring = np.union1d(truth, predicted)
         return {"miou": float(jaccard_score(truth, predicted, labels=occurring, average="macro"))}
+
+    def contributions(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        r"""The influence function of the mIoU plus the mIoU, ``[N]``, for intervals over images.
+
+        With intersections :math:`I_{nc}` and unions :math:`U_{nc}` of image n, and their sums over n,
+
+        .. math:: \frac{1}{C} \sum_c \frac{I_c}{U_c} + \frac{N}{C}
+                  \sum_c \frac{I_{nc} - U_{nc} I_c / U_c}{U_c}
+        """
+        predicted, num_classes = outputs.argmax(axis=-1), outputs.shape[-1]
+        known = labels != UNLABELLED
+
+        def count(chosen, where):
+            row = np.arange(len(labels)).reshape(-1, 1, 1) * num_classes
+            index = (row + chosen)[where]
+            counts = np.bincount(index, minlength=len(labels) * num_classes)
+            return counts.reshape(-1, num_classes)
+
+        both = count(predicted, known & (predicted == labels))
+        union = count(predicted, known) + count(labels.astype(np.int64), known) - both
+        occurring = union.sum(axis=0) > 0
+        both, union = both[:, occurring], union[:, occurring]
+        total = union.sum(axis=0)
+        iou = both.sum(axis=0) / total
+        influence = len(labels) * np.sum((both - union * iou) / total, axis=-1)
+        return {"miou": (iou.sum() + influence) / max(1, occurring.sum())}

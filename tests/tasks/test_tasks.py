@@ -162,6 +162,12 @@ def test_decisions_are_those_that_count():
     assert metrics.top_k_accuracy(metrics.log_softmax(found.logits), found.labels) == 1.0
 
 
+def test_few_decisions_stand_for_many():
+    many = Decisions(np.zeros((10, 2)), np.arange(10), np.arange(10))
+    np.testing.assert_array_equal(many.thinned(10).labels, np.arange(10))
+    np.testing.assert_array_equal(many.thinned(4).labels, [0, 3, 6, 9])
+
+
 def test_contributions_of_examples_are_the_jackknife_of_a_ratio():
     example = np.repeat(np.arange(40), RNG.integers(1, 30, size=40))
     values = RNG.random(len(example)) + 0.1 * example
@@ -187,6 +193,18 @@ def test_miou_is_that_of_the_confusion_matrix():
     expected = np.mean(np.diag(counts)[:4] / union[:4])
     np.testing.assert_allclose(SEGMENTATION.metrics(outputs, labels)["miou"], expected, rtol=1e-12)
     assert np.isnan(SEGMENTATION.metrics(outputs, np.full_like(labels, UNKNOWN))["miou"])
+
+
+def test_contributions_of_images_are_the_jackknife_of_miou():
+    labels = RNG.integers(3, size=(40, 6, 6))
+    outputs = RNG.normal(size=(40, 6, 6, 3)) + 2 * np.eye(3)[labels]
+    labels[::3, :4] = UNKNOWN
+    miou = SEGMENTATION.metrics(outputs, labels)["miou"]
+    found = SEGMENTATION.contributions(outputs, labels)["miou"]
+    np.testing.assert_allclose(found.mean(), miou, rtol=1e-12)
+    others = np.arange(40) != np.arange(40)[:, None]
+    without = [SEGMENTATION.metrics(outputs[n], labels[n])["miou"] for n in others]
+    np.testing.assert_allclose(found - miou, 39 * (miou - np.array(without)), rtol=0.05, atol=0.02)
 
 
 def test_map_is_the_mean_precision_at_each_positive():

@@ -31,5 +31,9 @@ class Accuracy(Check):
         return CheckResult(
             evaluator.summary(),
             headline=(*own, Headline("accuracy", "accuracy, %", 100), NLL),
-            by_image={name: [decisions.by_example(v)] for name, v in by_image.items()},
+            by_image={name: [decisions.by_example(v)] for name, v in by_image.items()}
+            | {
+                name: [values]
+                for name, values in task.contributions(evaluator.logits, evaluator.labels).items()
+            },
         )

@@ -30,7 +30,6 @@ SCALED = (
 )
 FEW = 10  # decisions in a bin, below which the plot shows it faintly
 SMALLEST_GAP = 0.02  # between accuracy and mean confidence, for a warning
-MOST_DECISIONS = 100_000  # that a map is fitted to; an evaluation of pixels has many more
 MOST_CLASSES = 20  # for Dirichlet scaling, whose fit to 100 classes takes minutes
 SELECTIVE = {
     "aurc": metrics.area_under_risk_coverage,
@@ -69,7 +68,7 @@ class Calibration(Check):
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Measures the calibration, and fits the temperature."""
-        decisions, noun = evaluator.decisions, evaluator.setup.dataset.noun
+        decisions, noun = evaluator.some_decisions, evaluator.setup.dataset.noun
         logits, labels, _ = decisions
         log_probs = metrics.log_softmax(logits)
         confidence = np.exp(log_probs.max(axis=-1))
@@ -90,13 +89,12 @@ class Calibration(Check):
         headline = list(RAW)
         by_image = metrics.contributions(log_probs, labels, "nll", "ece")
         by_image["calibration/aurc"] = metrics.contributions(log_probs, labels, "aurc")["aurc"]
-        notes, worsened = [], []
+        notes, worsened = evaluator.note_on_decisions(), []
         rows = {"raw": raw}
         title = "Calibration and selective classification"
         fitted = None
         if "validation" in evaluator.setup.dataset.splits:
-            held_out = dataclasses.replace(evaluator, split="validation").decisions
-            validation = held_out.thinned(MOST_DECISIONS)
+            validation = dataclasses.replace(evaluator, split="validation").some_decisions
             temperature = metrics.fit_temperature(validation.logits, validation.labels)
             scaled = metrics.log_softmax(logits / temperature)
             values["calibration/temperature"] = temperature

@@ -39,7 +39,7 @@ class MCDropout(Check):
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates ensembles of up to ``mc_samples`` masks."""
-        setup, decisions = evaluator.setup, evaluator.decisions
+        setup, decisions = evaluator.setup, evaluator.some_decisions
         labels = decisions.labels
         rate, curve = setup.mask_rate(self.mc_rate) or 0.0, {}
         ensemble = None
@@ -80,7 +80,7 @@ class MCDropout(Check):
                     size=(11, 3.4),
                 ),
             ),
-            notes=(f"The masks are those of {source}.",),
+            notes=[f"The masks are those of {source}.", *evaluator.note_on_decisions()],
             by_image={f"{last}/{name}": [decisions.by_example(v)] for name, v in by_image.items()},
         )
 
