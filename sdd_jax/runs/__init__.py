@@ -21,6 +21,7 @@ from sdd_jax.runs.workdir import (
     read_metrics,
     read_record,
     replace_duration,
+    teacher_workdirs,
     write_config,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "read_record",
     "replace_duration",
     "restore",
+    "teacher_workdirs",
     "write_bytes",
     "write_config",
     "write_text",
