@@ -107,6 +107,11 @@ class Evaluator:
         """Indices of the images in the split, int32 ``[N]``; their PRNG keys are derived from these."""
         return np.arange(len(self.labels), dtype=np.int32)
 
+    @property
+    def spread(self) -> str:
+        """The network's distribution over posteriors, see :class:`sdd_jax.models.Classifier`."""
+        return getattr(self.setup.model, "spread", "none")
+
     @functools.cached_property
     def network(self) -> Network:
         """The network with the normalisation of the data set."""

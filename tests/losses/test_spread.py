@@ -138,6 +138,16 @@ def test_the_proxy_loss_has_its_minimum_at_the_mean_with_the_fitted_precision():
     assert (elsewhere > 1e-3).all()
 
 
+def test_float32_keeps_the_gradient_of_the_proxy_loss():
+    """Also where the student is far too sure, so that it comes back."""
+    for shift in (0, 10, 20, 30):
+        _, exact = proxy(jnp.asarray(STUDENT + shift), jnp.asarray(TEACHER))
+        with jax.enable_x64(False):
+            _, single = proxy(*(jnp.asarray(x, jnp.float32) for x in (STUDENT + shift, TEACHER)))
+        np.testing.assert_allclose(single, exact, rtol=1e-3, atol=1e-5)
+        assert np.abs(exact).max() > 0.1
+
+
 def test_the_precision_of_the_proxy_is_near_the_fit_where_the_teacher_is_nearly_sure_of_itself():
     teacher = TEACHER.mean(axis=0) + 0.1 * (TEACHER - TEACHER.mean(axis=0))
     log_probs = log_softmax(teacher, axis=-1)

@@ -136,7 +136,7 @@ def ensemble_label(teachers: Sequence[Evaluator], mc_samples: int) -> str:
 
 def _student_log_probs(evaluator: Evaluator) -> np.ndarray:
     """Logarithm of the mean posterior of a pass; only that of Gaussian logits is not softmax(logits)."""
-    if getattr(evaluator.setup.model, "spread", "none") != "gaussian":
+    if evaluator.spread != "gaussian":
         return metrics.log_softmax(evaluator.logits)
     probs = evaluator.prediction_of(evaluator.images).probs
     return np.log(np.maximum(probs.astype(np.float64), np.finfo(np.float32).tiny))
