@@ -29,7 +29,6 @@ from sdd_jax.devices import replicate
 from sdd_jax.evaluation import Evaluator
 from sdd_jax.evaluation.checks import build
 from sdd_jax.experiment import load_setup
-from sdd_jax.objectives import objectives
 from sdd_jax.runs import load_trained_network, read_config
 from sdd_jax.train import train_and_evaluate
 
@@ -143,7 +142,7 @@ class Bench:
         }
         card = f"{self.study.student}:{words}" if words else self.study.student
         config = self.config(card, seed, fields)
-        config.objective = objectives.options(**{**config.objective.to_dict(), **options})
+        config.objective.update(options)
         return self.train(f"{kind}-{name}-{seed}-{learning_rate:g}", config)
 
     def evaluate(self, workdir: pathlib.Path, check: str, split: str) -> dict[str, float]:
