@@ -33,6 +33,7 @@ from sdd_jax.train import train_and_evaluate
 IMAGES = np.random.default_rng(0).standard_normal((6, 8, 8, 1)).astype(np.float32)
 LOGITS = jnp.asarray(np.random.default_rng(1).standard_normal((6, 10)), jnp.float32)
 SECOND = jnp.asarray(np.random.default_rng(2).standard_normal((6, 10)), jnp.float32)
+SLOW = pytest.mark.slow
 SPREADS = ("dirichlet", "gaussian", "two_heads")
 
 
@@ -224,12 +225,16 @@ def teachers(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def students(teachers, tmp_path_factory):
-    """Runs by their spread."""
+def student(teachers, tmp_path_factory):
+    """``student(spread)``: the folder of its run."""
     folder = tmp_path_factory.mktemp("students")
-    for spread in ("gaussian", "two_heads"):
+
+    @functools.cache
+    def run(spread):
         train_and_evaluate(student_of(teachers, spread), str(folder / spread))
-    return {spread: folder / spread for spread in ("gaussian", "two_heads")}
+        return folder / spread
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -237,9 +242,9 @@ def images():
     return data.load().splits["test"].images
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_killed_student_of_two_teachers_resumes_bit_for_bit(
-    teachers, students, tmp_path, monkeypatch
+    teachers, student, tmp_path, monkeypatch
 ):
     config, save = student_of(teachers, "two_heads"), Checkpoints.save
 
@@ -254,14 +259,14 @@ def test_a_killed_student_of_two_teachers_resumes_bit_for_bit(
             train_and_evaluate(config, str(tmp_path))
     assert sdd_jax.load(tmp_path).step == 8
     train_and_evaluate(config, str(tmp_path))
-    resumed, whole = (sdd_jax.load(path) for path in (tmp_path, students["two_heads"]))
+    resumed, whole = (sdd_jax.load(path) for path in (tmp_path, student("two_heads")))
     assert resumed.step == whole.step == 24
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
 
 
-@pytest.mark.parametrize("spread", ["gaussian", "two_heads"])
-def test_a_loaded_student_gives_its_spread(spread, students, images, tmp_path):
-    run = sdd_jax.load(students[spread])
+@pytest.mark.parametrize("spread", [pytest.param("gaussian", marks=SLOW), "two_heads"])
+def test_a_loaded_student_gives_its_spread(spread, student, images, tmp_path):
+    run = sdd_jax.load(student(spread))
     prediction = run.uncertainty(images)
     logits, features = (jnp.asarray(x) for x in (run.logits(images), run.features(images)))
     second = run.variables["params"]["second_classifier"]
@@ -364,15 +369,15 @@ def spread_of(probs):
     return entropy, entropy - scipy.special.entr(probs).sum(-1).mean(0)
 
 
-@pytest.mark.parametrize("spread", ["none", "two_heads"])
-def test_the_spread_is_compared_with_that_of_the_ensemble(spread, teachers, students, images):
-    evaluator = evaluator_of(students["two_heads"])
+@pytest.mark.parametrize("spread", [pytest.param("none", marks=SLOW), "two_heads"])
+def test_the_spread_is_compared_with_that_of_the_ensemble(spread, teachers, student, images):
+    evaluator = evaluator_of(student("two_heads"))
     model = evaluator.setup.model.clone(spread=spread)
     evaluator.setup = dataclasses.replace(evaluator.setup, model=model)
     result = build("spread", {"mc_samples": 5})(evaluator)
     values = {name.removeprefix("spread/"): value for name, value in result.metrics.items()}
     photos = data.resized(data.load(name="photos").splits["test"].images, (8, 8, 1))
-    run, first = sdd_jax.load(students["two_heads"]), sdd_jax.load(teachers[0])
+    run, first = sdd_jax.load(student("two_heads")), sdd_jax.load(teachers[0])
     found = {}
     for side, x in (("in", images), ("out", photos)):
         entropy, information = spread_of(ensemble(teachers, x, 5))
@@ -410,13 +415,14 @@ def test_the_spread_is_compared_with_that_of_the_ensemble(spread, teachers, stud
     assert rows[1] == ["MC(5) of 2", "entropy"]
 
 
-def test_the_three_way_table_of_two_teachers(teachers, students, images):
-    evaluator = evaluator_of(students["gaussian"])
+@SLOW
+def test_the_three_way_table_of_two_teachers(teachers, student, images):
+    evaluator = evaluator_of(student("gaussian"))
     result = build("distillation", {"mc_samples": 5})(evaluator)
     labels = evaluator.labels
     mean = ensemble(teachers, images, 5).mean(0)
-    student = sdd_jax.load(students["gaussian"]).uncertainty(images).probs.astype(np.float64)
-    divergence = scipy.special.rel_entr(mean, student).sum(-1).mean()
+    probs = sdd_jax.load(student("gaussian")).uncertainty(images).probs.astype(np.float64)
+    divergence = scipy.special.rel_entr(mean, probs).sum(-1).mean()
     values = result.metrics
     error = np.mean(mean.argmax(-1) != labels)
     assert values["distillation/mc/error"] == pytest.approx(error)
