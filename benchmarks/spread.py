@@ -15,12 +15,12 @@ split, a tenth of the training images.
 """
 
 import dataclasses
+import math
 import pathlib
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.measure import load_card, parser, write
@@ -30,7 +30,7 @@ from sdd_jax.evaluation import Evaluator
 from sdd_jax.evaluation.checks import build
 from sdd_jax.experiment import load_setup
 from sdd_jax.runs import load_trained_network, read_config
-from sdd_jax.train import train_and_evaluate
+from sdd_jax.train import NonFiniteLossError, train_and_evaluate
 
 NETWORKS = 5  # in an ensemble
 
@@ -157,12 +157,15 @@ class Bench:
         """The learning rate that the validation split chooses."""
 
         def divergence(rate: float) -> float:
-            found = self.evaluate(
-                self.student(kind, name, seed, rate), "distillation", "validation"
-            )
+            try:
+                workdir = self.student(kind, name, seed, rate)
+            except NonFiniteLossError as error:
+                print(kind, name, rate, error, flush=True)
+                return math.inf
+            found = self.evaluate(workdir, "distillation", "validation")
             value = found["distillation/distilled/kl_from_mc"]
             print(kind, name, rate, round(value, 4), flush=True)
-            return value if np.isfinite(value) else np.inf
+            return value
 
         return min(self.study.learning_rates, key=divergence)
 

@@ -252,8 +252,7 @@ def _teachers(config: ConfigDict) -> Iterator[ConfigDict]:
                     read_config(path, field="config.teacher")
                 ).model
                 teacher.model.init = ""
-            else:
-                teacher.model.spread = "none"
+            teacher.model.spread = "none"
             teacher.update({"teacher": "", "inputs": "train"})
             teacher.objective = ConfigDict(objectives.objectives.options("cross_entropy"))
             untrained.append(os.path.join(folder, str(len(untrained))))
