@@ -202,9 +202,7 @@ class Classifier(nn.Module):
         outputs = self.second_head(features)
         if self.spread == "two_heads":
             return two_head_prediction(logits, outputs)
-        key = jax.random.key(
-            0
-        )  # the same samples for every image: a prediction is a function of it
+        key = jax.random.key(0)  # always the same: a prediction depends on the image alone
         return logit_gaussian_prediction(logits, outputs, key, num_samples=GAUSSIAN_SAMPLES)
 
     def num_stages(self) -> int:

@@ -86,7 +86,7 @@ class Spread(Check):
             headline=[
                 Headline(
                     f"spread/spearman/{best}",
-                    f"Student's {MEASURES[best]}, rank correlation with MI",
+                    f"Rank correlation of the student's {MEASURES[best]} with the ensemble's MI",
                 ),
                 *(
                     Headline(
@@ -176,9 +176,11 @@ def _notes(values: Mapping[str, float], labels: list[str]) -> list[str]:
         for measure, name in MEASURES.items():
             kept = values.get(f"{label}/gain_kept/{measure}")
             if kept is not None:
+                ours = values[f"{label}/ensemble/{measure}/auroc"]
+                gain = ours - values[f"{label}/standard/entropy/auroc"]
                 notes.append(
-                    f"Against {label}, the student keeps {100 * kept:.0f} % of the ensemble's gain in "
-                    f"AUROC by {name} over Standard."
+                    f"Against {label}, the ensemble gains {100 * gain:.1f} points of AUROC by {name} "
+                    f"over Standard, of which the student keeps {100 * kept:.0f} %."
                 )
     return notes or ["The ensemble has no gain in AUROC over Standard that a student could keep."]
 
@@ -190,6 +192,8 @@ def _draw(axes, data) -> None:
         axes.loglog(*pair, ".", ms=3, alpha=0.5, color=colour, label=label)
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="0.6", lw=1, zorder=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.set_xlabel("ensemble (nats)")
     axes.set_ylabel("student, one pass (nats)")
     axes.legend(frameon=False)
