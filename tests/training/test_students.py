@@ -410,6 +410,10 @@ def test_the_spread_is_compared_with_that_of_the_ensemble(spread, teachers, stud
             assert values[name] == pytest.approx(kept, abs=0.1)
         elif gain < -0.01:
             assert name not in values
+    for name, groups in result.by_image.items():
+        for group in groups:
+            assert group.mean() == pytest.approx(result.metrics[name], rel=1e-6), name
+    assert {line.metric for line in result.headline} <= set(result.by_image)
     assert len(result.plots) == (spread != "none")
     rows = [row[:2] for row in result.tables[0].rows]
     assert rows[1] == ["MC(5) of 2", "entropy"]

@@ -1,7 +1,7 @@
 """The spread of an ensemble, and what one pass of its student keeps of it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -63,12 +63,15 @@ class Spread(Check):
         inside = _spreads(evaluator, teachers, self.mc_samples)
         target = inside["ensemble", "mutual_information"]
         values = {"ensemble/mutual_information": float(np.mean(target))}
+        by_image: dict[str, Sequence[np.ndarray]] = {}
         for measure in MEASURES:
             if (found := inside.get(("student", measure))) is not None:
-                values[f"spearman/{measure}"] = metrics.rank_correlation(found, target)
+                name = f"spearman/{measure}"
+                values[name] = metrics.rank_correlation(found, target)
+                by_image[f"spread/{name}"] = metrics.rank_correlation_contributions(found, target)
         if (found := inside.get(("student", "mutual_information"))) is not None:
             values["student/mutual_information"] = float(np.mean(found))
-        by_image, outside = {}, {}
+        outside = {}
         for name in names_of(self.ood):
             images, label = images_of(name, setup, "ood"), label_of(name)
             others = [teacher.with_images(images) for teacher in teachers]
