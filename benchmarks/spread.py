@@ -80,23 +80,23 @@ STUDIES = {
         ood=("photos",),
     ),
     "mnist": Study(
-        what="A sixth of MNIST (9,000 training, 10,000 test images), LeNet with dropout before the last "
-        "layer, a short schedule at one learning rate, 0.02: teachers 8 epochs, students 6",
+        what="3,000 training images of MNIST (10,000 test images), LeNet with dropout before the last "
+        "layer, a short schedule at one learning rate, 0.02: teachers 12 epochs, students 8",
         teacher="configs/lenet_mnist.py",
         student="configs/distill_lenet_mnist.py",
         learning_rates=(0.02,),
         ood=("photos", "npz:cifar10.npz"),
         options={
             "dataset.name": "npz:mnist.npz",
-            "dataset.examples_per_class": 1000,
+            "dataset.examples_per_class": 300,
             "eval_every": "10 epochs",
         },
         teacher_options={
             "optimizer.learning_rate": 0.02,
-            "schedule.milestones": ("6 epochs",),
-            "duration": "8 epochs",
+            "schedule.milestones": ("9 epochs",),
+            "duration": "12 epochs",
         },
-        student_options={"schedule.milestones": ("4 epochs",), "duration": "6 epochs"},
+        student_options={"schedule.milestones": ("6 epochs",), "duration": "8 epochs"},
         networks=3,
         students=("distill", "two_heads", "dirichlet_proxy", "gaussian"),
     ),
