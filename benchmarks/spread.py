@@ -9,7 +9,8 @@ second head for the mutual information, with a Dirichlet distribution (by the pr
 likelihood), and with a Gaussian of the logits. All are trained as their recipe card says, on perturbed
 training images, for the same number of epochs. The learning rate of each is one of three, which the
 validation split chooses at the first seed: the one with the lowest KL divergence of the student from
-the ensemble's mean; on MNIST, where the budget is small, it is the same for all. Neither labels nor
+the ensemble's mean; on MNIST, where the budget is small, it is the same for all, and one network the
+only teacher. Neither labels nor
 other data sets choose anything. The test split is evaluated once, by the checks distillation and
 spread. Teachers and students are trained without the validation split, a tenth of the training images.
 """
@@ -55,6 +56,7 @@ class Study:
       student_options: fields of the students.
       learning_rates: the candidates.
       ood: data sets to detect.
+      teachers: kinds of teachers.
       networks: number of networks in an ensemble.
       students: names of students.
     """
@@ -67,6 +69,7 @@ class Study:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     teacher_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     student_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    teachers: tuple[str, ...] = ("dropout", "ensemble")
     networks: int = 5
     students: tuple[str, ...] = tuple(STUDENTS)
 
@@ -97,11 +100,10 @@ STUDIES = {
             "duration": "12 epochs",
         },
         student_options={"schedule.milestones": ("6 epochs",), "duration": "8 epochs"},
-        networks=3,
+        teachers=("dropout",),
         students=("distill", "two_heads", "dirichlet_proxy", "gaussian"),
     ),
 }
-TEACHERS = ("dropout", "ensemble")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Bench:
     def results(self, seeds: int) -> dict[str, Any]:
         """The figures of all students, by teacher, student and seed."""
         results: dict[str, Any] = {}
-        for kind in TEACHERS:
+        for kind in self.study.teachers:
             for name in self.study.students:
                 rates = self.study.learning_rates
                 rate = self.chosen(kind, name, 0) if len(rates) > 1 else rates[0]
