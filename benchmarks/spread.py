@@ -9,10 +9,10 @@ second head for the mutual information, with a Dirichlet distribution (by the pr
 likelihood), and with a Gaussian of the logits. All are trained as their recipe card says, on perturbed
 training images, for the same number of epochs. The learning rate of each is one of three, which the
 validation split chooses at the first seed: the one with the lowest KL divergence of the student from
-the ensemble's mean; on MNIST, where the budget is small, it is the same for all, and one network the
-only teacher. Neither labels nor
-other data sets choose anything. The test split is evaluated once, by the checks distillation and
-spread. Teachers and students are trained without the validation split, a tenth of the training images.
+the ensemble's mean. Neither labels nor other data sets choose anything. The test split is evaluated
+once, by the checks distillation and spread. Teachers and students are trained without the validation
+split, a tenth of the training images. MNIST has a small budget: few training images and epochs, one
+learning rate, one kind of teacher.
 """
 
 import dataclasses
