@@ -451,3 +451,5 @@ def test_a_deep_ensemble_is_one_pass_of_each_network(teachers):
 def test_checks_of_a_teacher_need_one(teachers):
     setup = evaluator_of(teachers[0]).setup
     assert build("spread", {}).requirement(setup) == "spread needs a run with a teacher"
+    with pytest.raises(InputError, match="ood: must be different data sets, got "):
+        build("spread", {"ood": ("photos,photos",)})

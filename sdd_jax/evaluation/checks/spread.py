@@ -43,6 +43,11 @@ class Spread(Check):
     mc_samples: Annotated[int, Interval(ge=1, le=100_000)] = 100
     ood: Annotated[tuple[str, ...], MinLen(1)] = ("photos",)
 
+    def __post_init__(self):
+        """Rejects names that the metrics could not tell apart."""
+        labels = list(map(label_of, names_of(self.ood)))
+        require(len(set(labels)) == len(labels), "ood", self.ood, "different data sets")
+
     def requirement(self, setup: EvaluationSetup) -> str:
         """Requires a run with a teacher; the data sets must be loadable and not its own."""
         if reason := teacher_requirement(setup, "spread"):
