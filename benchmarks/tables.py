@@ -55,18 +55,15 @@ DISTILLATION_ROWS = {
     "distilled": "Distilled: student, one pass",
 }
 SPREAD_ROWS = {  # label: student, network in the check distillation, network in the check spread
-    "Standard: {teacher}, dropout off": ("distill", "standard", "standard"),
-    "the ensemble: {passes}": ("distill", "mc", "ensemble"),
+    "one network, one pass": ("distill", "standard", "standard"),
+    "the ensemble": ("distill", "mc", "ensemble"),
     "student, mean only": ("distill", "distilled", "student"),
     "student, two heads": ("two_heads", "distilled", "student"),
     "student, Dirichlet by proxy": ("dirichlet_proxy", "distilled", "student"),
     "student, Dirichlet by likelihood": ("dirichlet_nll", "distilled", "student"),
     "student, Gaussian logits": ("gaussian", "distilled", "student"),
 }
-SPREAD_TEACHERS = {  # the words in these labels
-    "dropout": {"teacher": "teacher", "passes": "100 masks of one network"},
-    "ensemble": {"teacher": "one network", "passes": "{networks} networks without dropout"},
-}
+SPREAD_ENSEMBLES = {"dropout": "100 masks", "ensemble": "{networks} networks"}
 INTENTS = {  # heading: result file
     "5 shots": "intents-5",
     "10 shots": "intents-10",
@@ -201,8 +198,7 @@ def spread_table(name: str) -> str:
     content = json.loads(path.read_text()) if path.is_file() else {"results": {}, "ood": ()}
     lines = []
     for kind, students in content["results"].items():
-        words = SPREAD_TEACHERS[kind]
-        words = {k: text.format(networks=content["networks"]) for k, text in words.items()}
+        ensemble = SPREAD_ENSEMBLES[kind].format(networks=content["networks"])
         for label, (student, network, other) in SPREAD_ROWS.items():
             if student not in students:
                 continue
@@ -217,9 +213,9 @@ def spread_table(name: str) -> str:
                 for key in ("entropy", "mutual_information"):
                     auroc = found.get(f"spread/{ood}/{other}/{key}/auroc")
                     cells.append(compared(100 * np.asarray(auroc), None, 1) if auroc else "")
-            lines.append([label.format(**words), *cells])
+            lines.append([ensemble, label, *cells])
     aurocs = [f"AUROC %, {o}, by {m}" for o in content["ood"] for m in ("entropy", "MI")]
-    header = ["", "error %", "KL from the ensemble", "rank correlation of the MI", *aurocs]
+    header = ["ensemble", "", "error %", "KL from it", "rank correlation of the MI", *aurocs]
     return markdown(header, lines)
 
 
