@@ -34,6 +34,7 @@ from sdd_jax.experiment import load_setup
 from sdd_jax.runs import load_trained_network, read_config
 from sdd_jax.train import NonFiniteLossError, train_and_evaluate
 
+DIVERGED = 10.0  # nats from the ensemble; the networks that have been trained are within 1
 STUDENTS = {  # name here: words of the card, changed options of its objective
     "distill": ("", {}),
     "two_heads": ("two_heads", {}),
@@ -167,8 +168,8 @@ class Bench:
         evaluator = Evaluator(setup, replicate(network.variables), split)
         return dict(build(check, config.eval.to_dict())(evaluator).metrics)
 
-    def chosen(self, kind: str, name: str, seed: int) -> float:
-        """The learning rate that the validation split chooses."""
+    def chosen(self, kind: str, name: str, seed: int) -> float | None:
+        """The learning rate that the validation split chooses; None if the student diverges at each."""
 
         def divergence(rate: float) -> float:
             try:
@@ -181,7 +182,9 @@ class Bench:
             print(kind, name, rate, round(value, 4), flush=True)
             return value
 
-        return min(self.study.learning_rates, key=divergence)
+        found = {rate: divergence(rate) for rate in self.study.learning_rates}
+        best = min(found, key=lambda rate: found[rate])
+        return best if found[best] < DIVERGED else None
 
     def results(self, seeds: int) -> dict[str, Any]:
         """The figures of all students, by teacher, student and seed."""
@@ -190,6 +193,8 @@ class Bench:
             for name in self.study.students:
                 rates = self.study.learning_rates
                 rate = self.chosen(kind, name, 0) if len(rates) > 1 else rates[0]
+                if rate is None:
+                    continue
                 found: dict[str, list[float]] = {}
                 for seed in range(seeds):
                     workdir = self.student(kind, name, seed, rate)
