@@ -54,6 +54,16 @@ DISTILLATION_ROWS = {
     "mc": "MC(100): teacher, 100 masks",
     "distilled": "Distilled: student, one pass",
 }
+SPREAD_ROWS = {  # label: student, network in the check distillation, network in the check spread
+    "one network, one pass": ("distill", "standard", "standard"),
+    "the ensemble": ("distill", "mc", "ensemble"),
+    "student, mean only": ("distill", "distilled", "student"),
+    "student, two heads": ("two_heads", "distilled", "student"),
+    "student, Dirichlet by proxy": ("dirichlet_proxy", "distilled", "student"),
+    "student, Dirichlet by likelihood": ("dirichlet_nll", "distilled", "student"),
+    "student, Gaussian logits": ("gaussian", "distilled", "student"),
+}
+SPREAD_ENSEMBLES = {"dropout": "100 masks", "ensemble": "{networks} networks"}
 INTENTS = {  # heading: result file
     "5 shots": "intents-5",
     "10 shots": "intents-10",
@@ -85,6 +95,7 @@ def tables() -> dict[str, str]:
         | {"digits": digits_table("digits", DIGITS)}
         | {"digits-evaluation": digits_table("digits-evaluation", DIGITS_EVALUATION)}
         | {name: distillation_table(name) for name in distillation}
+        | {f"spread-{study}": spread_table(f"spread-{study}") for study in ("digits", "mnist")}
         | {"intents": intents_table(), "intents-10": intents_figures("intents-10")}
         | {"intents-transformer": intents_figures("intents-transformer")}
         | {"methods": methods_table()}
@@ -179,6 +190,33 @@ def distillation_table(name: str) -> str:
         ]
         lines.append([label, *([published[i]] if published else []), *cells])
     return markdown(["", *(["the paper's error %"] if published else []), *DISTILLATION], lines)
+
+
+def spread_table(name: str) -> str:
+    """A row for each network and student: its error, and its spread beside the ensemble's."""
+    path = measure.RESULTS / f"{name}.json"
+    content = json.loads(path.read_text()) if path.is_file() else {"results": {}, "ood": ()}
+    lines = []
+    for kind, students in content["results"].items():
+        ensemble = SPREAD_ENSEMBLES[kind].format(networks=content["networks"])
+        for label, (student, network, other) in SPREAD_ROWS.items():
+            if student not in students:
+                continue
+            found = students[student]
+            cells = [
+                compared(100 * np.asarray(found[f"distillation/{network}/error"]), None, 2),
+                compared(found[f"distillation/{network}/kl_from_mc"], None, 3),
+            ]
+            rank = found.get("spread/spearman/mutual_information") if other == "student" else None
+            cells.append(compared(rank, None, 2) if rank else "")
+            for ood in content["ood"]:
+                for key in ("entropy", "mutual_information"):
+                    auroc = found.get(f"spread/{ood}/{other}/{key}/auroc")
+                    cells.append(compared(100 * np.asarray(auroc), None, 1) if auroc else "")
+            lines.append([ensemble, label, *cells])
+    aurocs = [f"AUROC %, {o}, by {m}" for o in content["ood"] for m in ("entropy", "MI")]
+    header = ["ensemble", "", "error %", "KL from it", "rank correlation of the MI", *aurocs]
+    return markdown(header, lines)
 
 
 def intents_table() -> str:

@@ -16,6 +16,8 @@ from sdd_jax.losses import (
     cs_kd_loss,
     ddgsd_feature_loss,
     ddgsd_loss,
+    dirichlet_nll_loss,
+    dirichlet_proxy_loss,
     dlb_loss,
     dml_loss,
     dropout_distillation_loss,
@@ -25,6 +27,8 @@ from sdd_jax.losses import (
     label_smoothing,
     linear_cross_entropy,
     linear_sd_dropout_loss,
+    logit_gaussian_loss,
+    mutual_information_loss,
     pairwise_symmetric_kl,
     ps_kd_loss,
     r_drop_loss,
@@ -38,6 +42,11 @@ from sdd_jax.losses import (
     tf_kd_loss,
 )
 from sdd_jax.mc_dropout import DropoutEnsemble, mc_dropout
+from sdd_jax.spread import (
+    dirichlet_prediction,
+    logit_gaussian_prediction,
+    two_head_prediction,
+)
 
 if TYPE_CHECKING:
     from sdd_jax.evaluate import evaluate_workdir
@@ -55,6 +64,9 @@ __all__ = [
     "cs_kd_loss",
     "ddgsd_feature_loss",
     "ddgsd_loss",
+    "dirichlet_nll_loss",
+    "dirichlet_prediction",
+    "dirichlet_proxy_loss",
     "dlb_loss",
     "dml_loss",
     "dropout",
@@ -69,7 +81,10 @@ __all__ = [
     "linear_cross_entropy",
     "linear_sd_dropout_loss",
     "load",
+    "logit_gaussian_loss",
+    "logit_gaussian_prediction",
     "mc_dropout",
+    "mutual_information_loss",
     "pairwise_symmetric_kl",
     "ps_kd_loss",
     "r_drop_loss",
@@ -82,6 +97,7 @@ __all__ = [
     "symmetric_kl",
     "tf_kd_loss",
     "train_and_evaluate",
+    "two_head_prediction",
 ]
 
 _LAZY = {  # `sdd_jax.train` and `sdd_jax.evaluate` are modules, so these two have longer names

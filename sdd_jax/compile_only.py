@@ -28,8 +28,7 @@ from sdd_jax.devices import compiling_for
 from sdd_jax.errors import Failure, InputError, require
 from sdd_jax.experiment import Experiment, load_experiment
 from sdd_jax.extras import pip_command
-from sdd_jax.paths import given_path
-from sdd_jax.runs import Checkpoints, open_workdir, read_config
+from sdd_jax.runs import Checkpoints, open_workdir, read_config, teacher_workdirs
 from sdd_jax.train import compile_run
 from sdd_jax.training.state import TrainState
 
@@ -179,7 +178,7 @@ def compile_for(config: ConfigDict, topology: Topology, *, data: str = "") -> Re
       Failure: the compiler refuses the program, or no batch fits.
     """
     config = without_data(configs.complete(config), data)
-    with _teacher(config) as config:
+    with _teachers(config) as config:
 
         def attempt(batch_size: int) -> Report:
             config.batch_size = batch_size
@@ -242,25 +241,28 @@ def without_data(config: ConfigDict, data: str = "") -> ConfigDict:
 
 
 @contextlib.contextmanager
-def _teacher(config: ConfigDict) -> Iterator[ConfigDict]:
-    """The config with an untrained teacher: the network of its teacher's run, or else its own."""
-    if not config.teacher:
-        yield config
-        return
-    path = given_path(config.teacher, field="config.teacher")
-    teacher = config.copy_and_resolve_references()
-    if path.exists():
-        teacher.model = configs.complete_record(read_config(path, field="config.teacher")).model
-        teacher.model.init = ""
-    teacher.update({"teacher": "", "inputs": "train"})
-    teacher.objective = ConfigDict(objectives.objectives.options("cross_entropy"))
-    with tempfile.TemporaryDirectory() as folder, open_workdir(folder) as workdir:
-        experiment = _load(teacher)
-        configs.record(workdir, experiment.config, experiment.facts())
-        checkpoints = Checkpoints(workdir)
-        checkpoints.save(0, experiment.create_state())
-        checkpoints.close()
-        config.teacher = folder
+def _teachers(config: ConfigDict) -> Iterator[ConfigDict]:
+    """The config with untrained teachers: the networks of their runs, or else its own."""
+    untrained: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in teacher_workdirs(config.teacher):
+            teacher = config.copy_and_resolve_references()
+            if path.exists():
+                teacher.model = configs.complete_record(
+                    read_config(path, field="config.teacher")
+                ).model
+                teacher.model.init = ""
+            teacher.model.spread = "none"
+            teacher.update({"teacher": "", "inputs": "train"})
+            teacher.objective = ConfigDict(objectives.objectives.options("cross_entropy"))
+            untrained.append(os.path.join(folder, str(len(untrained))))
+            with open_workdir(untrained[-1]) as workdir:
+                experiment = _load(teacher)
+                configs.record(workdir, experiment.config, experiment.facts())
+                checkpoints = Checkpoints(workdir)
+                checkpoints.save(0, experiment.create_state())
+                checkpoints.close()
+        config.teacher = ",".join(untrained)
         yield config
 
 

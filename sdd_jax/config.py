@@ -43,7 +43,8 @@ class Run:
         copy of each file.
       inputs: training images: "train", "perturbed" (each pixel black with probability 0.2) or
         "unlabelled:NAME", another data set.
-      teacher: workdir of the teacher's run, for objectives that have a teacher.
+      teacher: workdir of the teacher's run, for objectives that have a teacher; several, separated by
+        commas, are an ensemble.
       batch_size: global batch size, over all devices.
       duration: length of training.
       log_every: interval between log lines.

@@ -21,7 +21,7 @@ from sdd_jax.dropout import exclusive_masks_fit
 from sdd_jax.errors import InputError, require, within
 from sdd_jax.evaluation import EvaluationSetup
 from sdd_jax.models import pretrained
-from sdd_jax.paths import given_path
+from sdd_jax.paths import Path
 from sdd_jax.prng import example_keys, settings, stream_key
 from sdd_jax.runs import (
     TrainedNetwork,
@@ -29,6 +29,7 @@ from sdd_jax.runs import (
     load_trained_network,
     network_facts,
     read_config,
+    teacher_workdirs,
 )
 from sdd_jax.training import durations
 from sdd_jax.training.optimizers import Optimizer, optimizers
@@ -169,7 +170,7 @@ def load_setup(config: ConfigDict) -> EvaluationSetup:
         seed=config.seed,
         batch_size=config.eval.batch_size,
         load_dataset=lambda name: data.load_other(name, config.dataset),
-        load_teacher=(lambda: _load_teacher(config, dataset)) if config.teacher else None,
+        load_teachers=(lambda: _load_teachers(config, dataset)) if config.teacher else None,
         sd_dropout_rate=sd_dropout_rate(config),
     )
 
@@ -197,7 +198,7 @@ def load_experiment(config: ConfigDict) -> Experiment:
         model=model,
         image_shape=dataset.image_shape,
         axis_name=AXIS,
-        load_teacher=lambda: _load_teacher(config, dataset),
+        load_teachers=lambda: _load_teachers(config, dataset),
     )
     examples = _training_examples(config, dataset, objective)
     _check_parts(config, setup, objective, examples)
@@ -317,12 +318,18 @@ def _check_parts(
         config.sd_dropout.position,
         f"0 (the features) or one of the network's {num_stages} stages",
     )
-    name = config.objective.name
+    name, spread = config.objective.name, config.model.spread
     if objective.one_label and not dataset.task.one_label:
         raise InputError(
             f"{name!r} needs one label per example; the task of {dataset.name} is {dataset.task.name}",
             field="config.objective.name",
         )
+    require(
+        spread == objective.spread,
+        "config.model.spread",
+        spread,
+        f"{objective.spread} for config.objective {name!r}",
+    )
     if config.teacher and objective.constants is None:
         raise InputError(
             f"must be empty, config.objective {name!r} has no teacher", field="config.teacher"
@@ -420,18 +427,22 @@ def _training_examples(
     return other.splits["train"]
 
 
-def _load_teacher(config: ConfigDict, dataset: data.Dataset) -> TrainedNetwork:
-    """The frozen teacher of a run, which must have been trained on the same data."""
-    field, workdir = "config.teacher", config.teacher
-    if not workdir:
-        raise InputError("must be the workdir of a finished run, got ''", field=field)
-    folder = given_path(workdir, field=field)
+def _load_teachers(config: ConfigDict, dataset: data.Dataset) -> list[TrainedNetwork]:
+    """The frozen teachers of a run, which must have been trained on the same data."""
+    folders = teacher_workdirs(config.teacher)
+    if not folders:
+        raise InputError("must be the workdir of a finished run, got ''", field="config.teacher")
+    return [_load_teacher(folder, config, dataset) for folder in folders]
+
+
+def _load_teacher(folder: Path, config: ConfigDict, dataset: data.Dataset) -> TrainedNetwork:
+    field = "config.teacher"
     teacher = complete_record(read_config(folder, field=field))
     for name, ours in config.dataset.items():
         theirs = teacher.dataset[name]
         if ours != theirs and not is_operational(f"dataset.{name}"):
             raise InputError(
-                f"{workdir} was trained with config.dataset.{name} {theirs!r}, this run has {ours!r}",
+                f"{folder} was trained with config.dataset.{name} {theirs!r}, this run has {ours!r}",
                 field=field,
             )
     if different := changed_data(folder, dataset, field=field):

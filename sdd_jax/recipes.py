@@ -8,6 +8,7 @@ from sdd_jax.models import models
 from sdd_jax.objectives import objectives
 from sdd_jax.training.schedules import schedules
 
+SPREADS = ("two_heads", "dirichlet", "gaussian")  # of a student
 METHODS = ("cs_kd", "ddgsd", "byot", "dml", "clean_student")
 
 
@@ -192,4 +193,12 @@ def distilled(
     config.optimizer.learning_rate = last_learning_rate
     config.schedule = schedules.options("step", milestones=("20 epochs",))
     config.duration = "30 epochs"
+    return config
+
+
+def keeping_spread(config: ConfigDict, words: set[str]) -> ConfigDict:
+    """The config of a student that keeps the spread that a word of the card names, if there is one."""
+    for spread in words & set(SPREADS):
+        config.objective = objectives.options(f"distill_{spread}")
+        config.model.spread = spread
     return config

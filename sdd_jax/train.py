@@ -33,6 +33,7 @@ from sdd_jax.runs import (
     load_imports,
     open_workdir,
     read_metrics,
+    teacher_workdirs,
     writers,
 )
 from sdd_jax.tasks import selecting
@@ -99,8 +100,9 @@ def train_and_evaluate(
         # Refuses a remote folder before the data are loaded.
         given = given_path(workdir, field="--workdir")
         config = configs.with_kept_imports(config, given, trusted=trust_imports)
-        if trust_imports and config.teacher:
-            load_imports(given_path(config.teacher, field="config.teacher"), field="config.teacher")
+        if trust_imports:
+            for teacher in teacher_workdirs(config.teacher):
+                load_imports(teacher, field="config.teacher")
         experiment = load_experiment(config)
         writers.installed(experiment.config.log_to)
         facts = experiment.facts()

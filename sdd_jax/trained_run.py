@@ -124,6 +124,30 @@ class TrainedRun:
         evaluator, number = self._evaluator(images)
         return evaluator.map(Network.features, evaluator.images)[:number]
 
+    def uncertainty(self, images: ArrayLike) -> Prediction:
+        """Computes the mean posterior and the spread of a student of an ensemble, in one pass.
+
+        The numbers are those that :meth:`mc_dropout` estimates for the teacher, from many passes. The
+        mean is that of :meth:`predict`, except for ``model.spread`` "gaussian", of which ``predict`` is
+        the posterior at the mean logits.
+
+        Args:
+          images: uint8 ``[N, H, W, C]``.
+
+        Returns:
+          In float32: probabilities ``[N, K]``, entropy, expected entropy and mutual information ``[N]``.
+
+        Raises:
+          ValueError: images of another dtype or shape, or a network without a spread.
+        """
+        if self.config.model.spread == "none":
+            raise ValueError(
+                "the network has no spread: train it with an objective that gives one, such as "
+                "distill_dirichlet, or use mc_dropout"
+            )
+        evaluator, number = self._evaluator(images)
+        return Prediction(*(x[:number] for x in evaluator.prediction_of(evaluator.images)))
+
     def mc_dropout(
         self, images: ArrayLike, *, num_samples: int = 100, seed: int = 0, rate: float = 0.0
     ) -> Prediction:

@@ -207,6 +207,20 @@ def test_a_student_needs_neither_the_images_nor_a_trained_teacher(tiny_config, c
         assert student.argument_bytes - alone.argument_bytes == added - labels
 
 
+def test_a_student_of_several_teachers_with_a_second_head(tiny_config, cpus, tmp_path):
+    tiny_config.model = models.options("mlp", width=16, depth=1, dropout_rate=0.5)
+    tiny_config.objective = objectives.options("distill")
+    tiny_config.teacher = str(tmp_path / "one")
+    alone = compile_for(tiny_config, cpus, data=DIGITS)
+    tiny_config.model.spread = "two_heads"
+    tiny_config.objective = objectives.options("distill_two_heads")
+    tiny_config.teacher = f"{tmp_path / 'one'},{tmp_path / 'two'}"
+    student = compile_for(tiny_config, cpus, data=DIGITS)
+    head, teacher = 16 + 1, 64 * 16 + 16 + 16 * 10 + 10  # parameters; the head also has momentum
+    added = student.argument_bytes - alone.argument_bytes
+    assert added == 4 * (2 * head + teacher)
+
+
 def test_every_card_states_the_shapes_of_its_images(root):
     from benchmarks.measure import load_card
 

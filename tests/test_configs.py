@@ -286,7 +286,7 @@ def test_fields_refine_an_entry_of_an_imported_file(parse, tmp_path):
     )
     arguments = ["--config.model.leaves=5", "--config.model={'name': 'test_of_an_imported_file'}"]
     config = parse(*arguments, f"--config.imports={tmp_path / 'mine.py'}")
-    expected = {"name": "test_of_an_imported_file", "leaves": 5, "init": ""}
+    expected = {"name": "test_of_an_imported_file", "leaves": 5, "init": "", "spread": "none"}
     assert config.model.to_dict() == expected
 
 

@@ -29,6 +29,7 @@ LAYERS = (  # top to bottom; a module may import from its own line and from thos
     ("prng", "devices", "hosts", "supervisor", "paths", "buckets", "cards"),
     ("extras", "overrides", "hlo"),
     ("errors",),
+    ("spread",),
     ("losses", "mc_dropout"),
     ("dropout",),
 )

@@ -483,15 +483,20 @@ def test_init_beside_a_teacher_that_sets_the_start_is_refused(starting, tmp_path
     load_experiment(starting)
 
 
-def test_every_network_has_the_option_and_none_may_define_it():
-    assert {models.options(name)["init"] for name in models.names()} == {""}
+def test_every_network_has_the_options_and_none_may_define_them():
+    options = [models.options(name) for name in models.names()]
+    assert {(own["init"], own["spread"]) for own in options} == {("", "none")}
 
-    def mine(*, num_classes, init: str = "zeros"):
+    def with_init(*, num_classes, init: str = "zeros"):
         return None
 
-    with pytest.raises(ValueError, match="'init' is that of every network"):
-        models.register("test_with_its_own_init")(mine)
-    assert "test_with_its_own_init" not in models.names()
+    def with_spread(*, num_classes, spread: float = 1.0):
+        return None
+
+    for name, mine in (("init", with_init), ("spread", with_spread)):
+        with pytest.raises(ValueError, match=f"'{name}' is that of every network"):
+            models.register(f"test_with_its_own_{name}")(mine)
+        assert f"test_with_its_own_{name}" not in models.names()
 
 
 # -------------------------------------------------------------------------- names of the package

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sdd_jax.data.inputs import Images, Inputs
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.devices import AXIS, all_devices, local_indices, shard
+from sdd_jax.mc_dropout import Prediction
 
 HostArray = np.ndarray | LazyImages
 
@@ -52,6 +53,10 @@ class Network:
     def features(self, variables: Any, images: jax.Array) -> jax.Array:
         """Penultimate features ``[B, D]``, dropout off."""
         return self._apply(variables, self._normalised(images), method="features")
+
+    def prediction(self, variables: Any, images: jax.Array) -> Prediction:
+        """Mean posterior and spread of images, dropout off, of a network with a ``spread``."""
+        return self._apply(variables, self._normalised(images), method="prediction")
 
     def drop(self, features: jax.Array, keys: jax.Array) -> jax.Array:
         """Features ``[B, D]`` after the network's own dropout on them, by keys ``[B]``."""

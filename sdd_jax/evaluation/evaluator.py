@@ -4,19 +4,19 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from sdd_jax.data import Dataset
+from sdd_jax.data import Dataset, Split
 from sdd_jax.devices import replicate
 from sdd_jax.dropout import dropout
 from sdd_jax.evaluation import metrics
 from sdd_jax.evaluation.batching import HostArray, Network, compiled, stream
-from sdd_jax.mc_dropout import DropoutEnsemble
+from sdd_jax.mc_dropout import DropoutEnsemble, Prediction
 from sdd_jax.prng import keys_at, stream_key
 from sdd_jax.runs.trained_network import TrainedNetwork
 from sdd_jax.tasks import Decisions
@@ -38,7 +38,7 @@ class EvaluationSetup:
       seed: root of the randomness of dropout masks, attacks and corruptions.
       batch_size: global batch size; rounded up to a multiple of the number of devices.
       load_dataset: loads another data set by name, with images of any shape.
-      load_teacher: loads the teacher of the run; None if it has none.
+      load_teachers: loads the teachers of the run; None if it has none.
       sd_dropout_rate: mean rate of the SD-Dropout masks; 0 if trained without SD-Dropout.
     """
 
@@ -47,7 +47,7 @@ class EvaluationSetup:
     seed: int
     batch_size: int
     load_dataset: Callable[[str], Dataset]
-    load_teacher: Callable[[], TrainedNetwork] | None = None
+    load_teachers: Callable[[], Sequence[TrainedNetwork]] | None = None
     sd_dropout_rate: float = 0.0
 
     def mask_rate(self, rate: float = 0.0) -> float | None:
@@ -62,7 +62,7 @@ class EvaluationSetup:
 
 
 class EnsemblePrediction(NamedTuple):
-    """Predictions of the ensemble of the first ``num_samples`` dropout masks.
+    """Predictions of the ensemble of the first ``num_samples`` samples.
 
     Attributes:
       num_samples: m.
@@ -111,6 +111,11 @@ class Evaluator:
         """Indices of the images in the split, int32 ``[N]``; their PRNG keys are derived from these."""
         return np.arange(len(self.labels), dtype=np.int32)
 
+    @property
+    def spread(self) -> str:
+        """The network's distribution over posteriors, see :class:`sdd_jax.models.Classifier`."""
+        return getattr(self.setup.model, "spread", "none")
+
     @functools.cached_property
     def network(self) -> Network:
         """The network with the normalisation of the data set."""
@@ -136,7 +141,7 @@ class Evaluator:
     @property
     def some_decisions(self) -> Decisions:
         """The decisions; if an image has several, at most 100,000 of them, evenly spaced."""
-        return self._some(self.decisions)
+        return self.some_of(self.logits)
 
     def note_on_decisions(self) -> list[str]:
         """What a report says of :attr:`some_decisions`, if they are not all."""
@@ -146,9 +151,11 @@ class Evaluator:
         noun = self.setup.dataset.noun
         return [f"From {some:,} of the {all_of_them:,} {noun}s, evenly spaced."]
 
-    def _some(self, decisions: Decisions) -> Decisions:
-        one_label = self.setup.dataset.task.one_label
-        return decisions if one_label else decisions.thinned(MOST_DECISIONS)
+    def some_of(self, outputs: np.ndarray) -> Decisions:
+        """As :attr:`some_decisions`, of other outputs of a network for the images of the split."""
+        task = self.setup.dataset.task
+        decisions = task.decisions(outputs, self.labels)
+        return decisions if task.one_label else decisions.thinned(MOST_DECISIONS)
 
     def summary(self) -> dict[str, float]:
         """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE.
@@ -170,6 +177,10 @@ class Evaluator:
     def features_of(self, images: HostArray) -> np.ndarray:
         """Penultimate features ``[N, D]`` of other uint8 images ``[N, H, W, C]``."""
         return self.map(Network.features, images)
+
+    def prediction_of(self, images: HostArray) -> Prediction:
+        """Mean posterior and spread of uint8 images ``[N, H, W, C]``, of a network with a ``spread``."""
+        return self.map(Network.prediction, images)
 
     def feature_batches(self, images: HostArray) -> Iterator[np.ndarray]:
         """Penultimate features of any number of images, in order, of a bounded number at a time."""
@@ -198,29 +209,8 @@ class Evaluator:
     def ensemble_predictions(
         self, num_samples: int, *, rate: float = 0.0
     ) -> Iterator[EnsemblePrediction]:
-        """Predictions of growing ensembles of dropout masks, for :attr:`some_decisions`.
-
-        Args:
-          num_samples: number of masks of the last ensemble, at least 1.
-          rate: as in :meth:`sampled_logits`.
-
-        Yields:
-          The predictions of the first m masks, for the m of ``REPORTED_SAMPLES`` up to ``num_samples``
-          and for ``num_samples``.
-        """
-        task, ensemble, seconds = self.setup.dataset.task, None, 0.0
-        for m in range(1, num_samples + 1):
-            start = time.perf_counter()
-            logits = self.sampled_logits(m - 1, rate=rate)
-            seconds += time.perf_counter() - start if m > 1 else 0.0
-            logits = self._some(task.decisions(logits, self.labels)).logits.astype(np.float64)
-            with np.errstate(invalid="ignore"):  # infinite logits give nan, as in the metrics
-                ensemble = DropoutEnsemble.of(logits) if ensemble is None else ensemble.add(logits)
-            if m in REPORTED_SAMPLES or m == num_samples:
-                probs, entropy, _, mutual_information = ensemble.prediction()
-                log_probs = np.log(np.maximum(probs, np.finfo(np.float64).tiny))
-                per_image = seconds * m / (m - 1) / len(self.labels) if m > 1 else None
-                yield EnsemblePrediction(m, log_probs, entropy, mutual_information, per_image)
+        """Predictions of growing ensembles of dropout masks, see :func:`ensemble_predictions`."""
+        return ensemble_predictions([self], num_samples, rate=rate)
 
     def map(
         self, function: Callable, *arrays: HostArray, scalars: tuple = (), **static: Any
@@ -252,11 +242,53 @@ class Evaluator:
         setup = dataclasses.replace(self.setup, model=trained.model)
         return dataclasses.replace(self, setup=setup, variables=replicate(trained.variables))
 
+    def with_images(self, images: HostArray) -> "Evaluator":
+        """The evaluator of the same network on other uint8 images ``[N, H, W, C]``, without labels."""
+        split = Split(images, np.zeros(len(images), np.int32))
+        splits = dict(self.setup.dataset.splits) | {self.split: split}
+        dataset = dataclasses.replace(self.setup.dataset, splits=splits)
+        return dataclasses.replace(self, setup=dataclasses.replace(self.setup, dataset=dataset))
+
     @functools.cached_property
     def _batch_size(self) -> int:
         devices = jax.device_count()
         largest = max(len(split) for split in self.setup.dataset.splits.values())
         return math.ceil(min(self.setup.batch_size, largest) / devices) * devices
+
+
+def ensemble_predictions(
+    members: Sequence[Evaluator], num_samples: int, *, rate: float = 0.0
+) -> Iterator[EnsemblePrediction]:
+    """Predictions of growing ensembles of samples: dropout masks of one network or of several in turn.
+
+    They are those of :attr:`Evaluator.some_decisions`.
+
+    Args:
+      members: the networks, on the same images.
+      num_samples: number of masks of each network in the last ensemble, at least 1. A network without
+        dropout counts as often as the others, and once if none has dropout.
+      rate: as in :meth:`Evaluator.sampled_logits`.
+
+    Yields:
+      The predictions of the first m samples, for the m of ``REPORTED_SAMPLES`` up to the number of all
+      samples and for this number.
+    """
+    drops = [bool(rate) or any(member.setup.model.stochastic()) for member in members]
+    total = len(members) * (num_samples if any(drops) else 1)
+    ensemble, seconds = None, 0.0
+    for m in range(1, total + 1):
+        mask, i = divmod(m - 1, len(members))
+        start = time.perf_counter()
+        outputs = members[i].sampled_logits(mask, rate=rate) if drops[i] else members[i].logits
+        seconds += time.perf_counter() - start if m > 1 else 0.0
+        logits = members[i].some_of(outputs).logits.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # infinite logits give nan, as in the metrics
+            ensemble = DropoutEnsemble.of(logits) if ensemble is None else ensemble.add(logits)
+        if m in REPORTED_SAMPLES or m == total:
+            probs, entropy, _, mutual_information = ensemble.prediction()
+            log_probs = np.log(np.maximum(probs, np.finfo(np.float64).tiny))
+            per_image = seconds * m / (m - 1) / len(members[0].labels) if m > 1 else None
+            yield EnsemblePrediction(m, log_probs, entropy, mutual_information, per_image)
 
 
 def _sampled(network, variables, images, position, key, sample):

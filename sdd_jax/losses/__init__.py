@@ -10,6 +10,7 @@ from sdd_jax.losses._classification import (
     generalised_cross_entropy,
     label_smoothing,
 )
+from sdd_jax.losses._dirichlet import dirichlet_nll_loss, dirichlet_proxy_loss
 from sdd_jax.losses._divergence import (
     entropy,
     kl_divergence,
@@ -19,6 +20,8 @@ from sdd_jax.losses._divergence import (
 from sdd_jax.losses._dropout_distillation import DIVERGENCES, dropout_distillation_loss
 from sdd_jax.losses._elementwise import squared_error, symmetric_bernoulli_kl
 from sdd_jax.losses._large_vocabulary import linear_cross_entropy, linear_sd_dropout_loss
+from sdd_jax.losses._logit_gaussian import logit_gaussian_loss
+from sdd_jax.losses._mutual_information import mutual_information_loss
 from sdd_jax.losses._reduction import sum_and_count
 from sdd_jax.losses._sd_dropout import (
     dropped_logits,
@@ -48,6 +51,8 @@ __all__ = [
     "cs_kd_loss",
     "ddgsd_feature_loss",
     "ddgsd_loss",
+    "dirichlet_nll_loss",
+    "dirichlet_proxy_loss",
     "dlb_loss",
     "dml_loss",
     "dropout_distillation_loss",
@@ -59,6 +64,8 @@ __all__ = [
     "label_smoothing",
     "linear_cross_entropy",
     "linear_sd_dropout_loss",
+    "logit_gaussian_loss",
+    "mutual_information_loss",
     "pairwise_symmetric_kl",
     "ps_kd_loss",
     "r_drop_loss",

@@ -63,6 +63,38 @@ def check_samples(logits: Sequence[jax.Array]) -> None:
         check_same_shape(**{f"logits[{i}]": z for i, z in enumerate(logits)})
 
 
+def teacher_samples(
+    student_logits: jax.Array, teacher_logits: jax.Array, sample_axis: int | None
+) -> jax.Array:
+    """Brings the logits of a teacher to the shape ``[S, ..., K]``; their gradient is stopped.
+
+    Args:
+      student_logits: ``[..., K]``.
+      teacher_logits: ``[..., K]``, or with an additional axis for S samples.
+      sample_axis: that axis; None for a single sample.
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    teacher_logits = jax.lax.stop_gradient(teacher_logits)
+    shape = teacher_logits.shape
+    if sample_axis is None:
+        samples = teacher_logits[None]
+    elif -len(shape) <= sample_axis < len(shape) and sample_axis % len(shape) != len(shape) - 1:
+        samples = jnp.moveaxis(teacher_logits, sample_axis, 0)
+    else:
+        raise ValueError(
+            f"sample_axis must be an axis of the teacher's logits {shape} other than the last, got "
+            f"{sample_axis}"
+        )
+    if student_logits.shape != samples.shape[1:]:
+        raise ValueError(
+            f"student_logits must have the shape {samples.shape[1:]} of the teacher's, got "
+            f"{student_logits.shape}"
+        )
+    return samples
+
+
 def check_labels(logits: jax.Array, labels: jax.Array) -> None:
     """Checks that there is one integer label for each row of logits.
 

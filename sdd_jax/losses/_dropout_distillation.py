@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.losses._arguments import at_least_float32
+from sdd_jax.losses._arguments import at_least_float32, teacher_samples
 from sdd_jax.losses._divergence import kl_divergence
 
 
@@ -63,24 +63,8 @@ def dropout_distillation_loss(
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
-    teacher_logits = jax.lax.stop_gradient(teacher_logits)
-    expected = list(teacher_logits.shape)
-    if sample_axis is not None:
-        if not -len(expected) <= sample_axis < len(expected) or sample_axis % len(expected) == (
-            len(expected) - 1
-        ):
-            raise ValueError(
-                f"sample_axis must be an axis of the teacher's logits {teacher_logits.shape} other "
-                f"than the last, got {sample_axis}"
-            )
-        teacher_logits = jnp.moveaxis(teacher_logits, sample_axis, 0)
-        del expected[sample_axis]
-    if list(student_logits.shape) != expected:
-        raise ValueError(
-            f"student_logits must have the shape {tuple(expected)} of the teacher's, got "
-            f"{student_logits.shape}"
-        )
+    samples = teacher_samples(student_logits, teacher_logits, sample_axis)
     diverge = DIVERGENCES[divergence]
     if sample_axis is None:
-        return diverge(student_logits, teacher_logits)
-    return jnp.mean(jax.vmap(diverge, (None, 0))(student_logits, teacher_logits), axis=0)
+        return diverge(student_logits, samples[0])
+    return jnp.mean(jax.vmap(diverge, (None, 0))(student_logits, samples), axis=0)

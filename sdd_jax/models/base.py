@@ -10,10 +10,12 @@ A network is a linen module with four methods:
 
 ``train`` selects batch statistics in batch norm; ``dropout_keys`` (``[B]``, or None for no dropout)
 drive the dropout layers inside the network. The two are independent, so that Monte-Carlo dropout can
-keep batch norm in evaluation mode.
+keep batch norm in evaluation mode. A network with a ``spread`` also has ``prediction(images)``, its mean
+posterior and spread, and ``second_head(features)`` if a layer predicts the spread.
 
-Every network also has the option ``init``, a file of parameters to start from, see
-:mod:`sdd_jax.models.pretrained`. It is added when a network is registered.
+Every network also has two options that are added when it is registered: ``init``, a file of parameters
+to start from, see :mod:`sdd_jax.models.pretrained`; and ``spread``, the distribution over posteriors
+that a student of an ensemble predicts, see :class:`Classifier`.
 """
 
 import functools
@@ -26,42 +28,61 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdd_jax.errors import InputError
+from sdd_jax.mc_dropout import Prediction
 from sdd_jax.models.layers import Dropout, head_init
 from sdd_jax.options import Size
 from sdd_jax.registry import Registry
+from sdd_jax.spread import dirichlet_prediction, logit_gaussian_prediction, two_head_prediction
 
-INIT = inspect.Parameter("init", inspect.Parameter.KEYWORD_ONLY, default="", annotation=str)
+Spread = Literal["none", "dirichlet", "gaussian", "two_heads"]
+GAUSSIAN_SAMPLES = 100  # of the logits, at each prediction
+
+COMMON = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, default, annotation in (("init", "", str), ("spread", "none", Spread))
+]
 
 
 class NetworkRegistry(Registry):
-    """The registry of the networks, which adds the option ``init`` to each."""
+    """The registry of the networks, which adds the options ``init`` and ``spread`` to each."""
 
     def register(self, name: str) -> Callable[[Callable], Callable]:
-        """Decorator: registers the function, which must not have an option ``init``, as ``name``."""
+        """Decorator: registers the function, which must not have one of these options, as ``name``."""
         add = super().register(name)
 
-        def add_with_init(function: Callable) -> Callable:
-            add(_with_init(function))
+        def add_with_common_options(function: Callable) -> Callable:
+            add(_with_common_options(function))
             return function
 
-        return add_with_init
+        return add_with_common_options
 
 
-def _with_init(function: Callable) -> Callable:
-    """``function`` with the option ``init``, which says where training starts, not what is built."""
+def _with_common_options(function: Callable) -> Callable:
+    """``function`` with the options ``init``, where training starts, and ``spread``."""
 
     @functools.wraps(function)
-    def build_network(*, init: str = "", **options: Any) -> Any:
+    def build_network(*, init: str = "", spread: Spread = "none", **options: Any) -> Any:
         del init
-        return function(**options)
+        network = function(**options)
+        if spread == "none":
+            return network
+        if not isinstance(network, Classifier):
+            raise InputError(
+                f"must be none for a network that is no Classifier, got {spread!r}", field="spread"
+            )
+        return network.clone(spread=spread)
 
     try:
         signature = inspect.signature(function, eval_str=True)
     except NameError:  # as in sdd_jax.options.parameters
         signature = inspect.signature(function)
-    if INIT.name in signature.parameters:
-        raise ValueError(f"{function.__name__}: the option 'init' is that of every network")
-    parameters = sorted([*signature.parameters.values(), INIT], key=lambda p: p.kind)
+    for option in COMMON:
+        if option.name in signature.parameters:
+            raise ValueError(
+                f"{function.__name__}: the option {option.name!r} is that of every network"
+            )
+    parameters = sorted([*signature.parameters.values(), *COMMON], key=lambda p: p.kind)
     setattr(build_network, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
     return build_network
 
@@ -119,17 +140,25 @@ class Classifier(nn.Module):
       num_classes: K.
       dropout_rate: rate of the dropout on the features.
       upsample: factor by which the logits of features ``[B, h, w, D]`` are enlarged, bilinearly.
+      spread: the distribution over posteriors that the network predicts. "none": a single posterior,
+        softmax(logits). "dirichlet": a Dirichlet distribution, whose log-concentrations are the logits.
+        "gaussian": a Gaussian of the logits, with log-variances from a second head. "two_heads":
+        softmax(logits), and its mutual information from a second head.
     """
 
     backbone: nn.Module
     num_classes: int
     dropout_rate: float = 0.0
     upsample: int = 1
+    spread: Spread = "none"
 
     def setup(self):
         """Creates the layers after the backbone."""
         self.feature_dropout = Dropout(self.dropout_rate)
         self.classifier = nn.Dense(self.num_classes, kernel_init=head_init)
+        outputs = {"gaussian": self.num_classes, "two_heads": 1}.get(self.spread, 0)
+        if outputs:
+            self.second_classifier = nn.Dense(outputs, kernel_init=nn.initializers.zeros)
 
     def features(
         self,
@@ -165,7 +194,26 @@ class Classifier(nn.Module):
     ) -> jax.Array:
         """Computes logits ``[B, K]`` of ``images`` ``[B, H, W, C]``."""
         features = self.features(images, train=train, dropout_keys=dropout_keys)
+        if self.is_initializing() and self.spread in ("gaussian", "two_heads"):
+            self.second_head(features)
         return self.head(self.drop(features, dropout_keys))
+
+    def second_head(self, features: jax.Array) -> jax.Array:
+        """Computes log-variances ``[B, K]`` ("gaussian") or information logits ``[B]`` ("two_heads")."""
+        outputs = self.second_classifier(features)
+        return outputs if self.spread == "gaussian" else outputs[..., 0]
+
+    def prediction(self, images: jax.Array) -> Prediction:
+        """Computes the mean posterior and the spread of ``images`` ``[B, H, W, C]``, dropout off."""
+        features = self.features(images)
+        logits = self.head(features)
+        if self.spread == "dirichlet":
+            return dirichlet_prediction(logits)
+        outputs = self.second_head(features)
+        if self.spread == "two_heads":
+            return two_head_prediction(logits, outputs)
+        key = jax.random.key(0)  # always the same: a prediction depends on the image alone
+        return logit_gaussian_prediction(logits, outputs, key, num_samples=GAUSSIAN_SAMPLES)
 
     def num_stages(self) -> int:
         """Number of stages of the backbone; 0 if it sows none."""

@@ -74,6 +74,10 @@ class Batch:
     task: Task = field(default_factory=Classification)
 
 
+def _no_second_head(features: jax.Array) -> jax.Array:
+    raise ValueError("the network has no second head")
+
+
 def _no_stages(x: jax.Array, stage: int) -> jax.Array:
     raise ValueError(f"cannot resume after stage {stage}: the network has no stages")
 
@@ -89,6 +93,7 @@ class View(NamedTuple):
       stages: outputs of the network's stages, in order; empty for a network without stages.
       resume: ``(x, stage) -> logits [B, K]``: runs the rest of the network on ``x``, in place of the
         output of stage number ``stage`` (from 1). Its batch statistics are discarded.
+      second_head: ``[N, D] -> [N, ...]``, of a network that predicts a spread.
     """
 
     features: jax.Array
@@ -97,6 +102,7 @@ class View(NamedTuple):
     batch_stats: Any
     stages: Sequence[jax.Array] = ()
     resume: Callable[[jax.Array, int], jax.Array] = _no_stages
+    second_head: Callable[[jax.Array], jax.Array] = _no_second_head
 
 
 class Forward(Protocol):
@@ -203,6 +209,7 @@ class Objective:
         the batch's task.
       constants: ``(images [N, H, W, C], key) -> arrays``: host arrays needed on the device at every
         step, e.g. a frozen teacher, from some prepared training inputs and a PRNG key.
+      spread: the option ``spread`` of the network that it trains.
       initialise: ``(key, variables) -> variables``, changes the network's initial values.
       auxiliary: a second network.
       memory: arrays carried from step to step.
@@ -213,6 +220,7 @@ class Objective:
     batch_multiple: int = 1
     uses_labels: bool = True
     one_label: bool = True
+    spread: str = "none"
     constants: Callable[[jax.Array, jax.Array], Any] | None = None
     initialise: Callable[[jax.Array, Any], Any] | None = None
     auxiliary: Auxiliary | None = None

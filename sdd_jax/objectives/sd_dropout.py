@@ -21,7 +21,7 @@ def build(options: Mapping[str, Any], sd_dropout: Mapping[str, Any], **context: 
       options: the name of the base objective and its options.
       sd_dropout: options of :func:`with_sd_dropout`, among them ``weight``.
       **context: the program's arguments for objectives: ``model``, ``image_shape``, ``axis_name``,
-        ``load_teacher``.
+        ``load_teachers``.
 
     Raises:
       InputError: unknown name, option or value.

@@ -22,6 +22,7 @@ from sdd_jax.runs.workdir import (
     read_metrics,
     read_record,
     replace_duration,
+    teacher_workdirs,
     write_config,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "read_record",
     "replace_duration",
     "restore",
+    "teacher_workdirs",
     "write_bytes",
     "write_config",
     "write_text",

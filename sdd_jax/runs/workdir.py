@@ -223,13 +223,28 @@ def load_imports(workdir: Path, *, field: str = "--workdir") -> None:
       InputError: as :func:`read_record`; or a file is not there, or raises.
     """
     seen: set[str] = set()
-    while str(workdir) not in seen:
+    remaining = [workdir]
+    while remaining:
+        workdir = remaining.pop()
+        if str(workdir) in seen:
+            continue
         seen.add(str(workdir))
         config = read_record(workdir, field=field)["config"]
         with within(field):
             plugins.load(imports.names(config))
-        if teacher := config.get("teacher"):
-            workdir = given_path(teacher, field="config.teacher")
+        remaining += teacher_workdirs(config.get("teacher") or "")
+
+
+def teacher_workdirs(teacher: str) -> list[Path]:
+    """The folders of the field ``teacher`` of a config, "RUN" or "RUN,RUN,..."; none if it is empty.
+
+    Raises:
+      InputError: a folder that is named twice, or an empty name between commas.
+    """
+    names = [name.strip() for name in teacher.split(",")] if teacher else []
+    distinct = all(names) and len(set(names)) == len(names)
+    require(distinct, "config.teacher", teacher, "different workdirs, separated by commas")
+    return [given_path(name, field="config.teacher") for name in names]
 
 
 def differing(

@@ -1,6 +1,7 @@
 """One training step as a pure function, and the compiled call around it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import chex
@@ -228,6 +229,7 @@ class _Forward:
             batch_stats=updated.get("batch_stats", {}),
             stages=updated.get("intermediates", {}).get("backbone", {}).get("stages", ()),
             resume=self._resume(batch_stats, dropout_keys),
+            second_head=partial(self._head, method="second_head"),
         )
 
     def _resume(self, batch_stats, dropout_keys) -> Callable[[jax.Array, int], jax.Array]:
@@ -251,8 +253,8 @@ class _Forward:
     def _logits(self, features, dropout_keys):
         return self._head(self._model.apply({}, features, dropout_keys, method="drop"))
 
-    def _head(self, features):
-        return self._model.apply({"params": self._trainable["params"]}, features, method="head")
+    def _head(self, features, method="head"):
+        return self._model.apply({"params": self._trainable["params"]}, features, method=method)
 
 
 def compile_train_call(

@@ -367,13 +367,13 @@ def test_mc_dropout_needs_a_run_with_dropout_or_a_rate(ce):
 
 
 def test_distillation_needs_a_teacher_that_can_be_loaded(ce):
-    def load_teacher():
+    def load_teachers():
         raise InputError("must hold a run", field="config.teacher")
 
     check = build("distillation", {})
     assert check.requirement(ce.setup) == "distillation needs a run with a teacher"
     with pytest.raises(InputError, match="cannot be loaded: config.teacher: must hold a run"):
-        check.requirement(dataclasses.replace(ce.setup, load_teacher=load_teacher))
+        check.requirement(dataclasses.replace(ce.setup, load_teachers=load_teachers))
 
 
 def test_generated_corruptions_are_marked_and_counted(ce):

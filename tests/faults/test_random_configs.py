@@ -138,7 +138,7 @@ def valid_config(pick):
     """Nested dictionary with most of the fields and compatible values."""
     (network,) = pick.choices(list(NETWORKS), [weight for weight, *_ in NETWORKS.values()])
     objective = pick.choice(_objectives_for(network))
-    distilled = objective == "distill"
+    distilled = objective.startswith("distill")
     data, dataset = valid_dataset(pick, network, objective)
     model = valid_network(pick, network, objective)
     per_class = dataset["examples_per_class"]
@@ -172,8 +172,8 @@ def valid_config(pick):
 def _objectives_for(network):
     """BYOT needs several stages; distillation needs a network that accepts the teacher's images."""
     few_stages = _num_stages({"name": network, "depth": 2}) < 2
-    excluded = ["byot"] * few_stages + ["distill"] * network.startswith("lenet")
-    return [name for name in objectives.names() if name not in excluded]
+    excluded = ("byot",) * few_stages + ("distill",) * network.startswith("lenet")
+    return [name for name in objectives.names() if not name.startswith(excluded)]
 
 
 def _num_stages(model):
@@ -185,7 +185,7 @@ def valid_dataset(pick, network, objective):
     """Name in ``DATA`` and the matching ``config.dataset``."""
     default = configs.default().dataset.to_dict()
     is_lenet = network.startswith("lenet")
-    if objective == "distill":  # the teacher's data set
+    if objective.startswith("distill"):  # the teacher's data set
         return "grey", default | {"name": "npz:grey.npz"}
     names = ["grey", "colour", "gap", "large"]
     names += ["one"] * (objective != "tf_kd") + ["strip"] * (network in STRIPS)
@@ -207,13 +207,15 @@ def valid_network(pick, name, objective):
     options = {"width": pick.randint(2, 6)} | NETWORKS[name][1]
     defaults = models.options(name)
     if name == "mlp":
-        options["depth"] = 2 if objective in ("distill", "byot") else pick.randint(1, 3)
+        options["depth"] = 2 if objective.startswith(("distill", "byot")) else pick.randint(1, 3)
     options["dropout_rate"] = pick.choice([0.2, 0.5] + [0.0] * (objective != "r_drop"))
     options["dtype"] = pick.choice(["float32", "float32", "bfloat16"])
     if "stem" in defaults and name != "densenet121":  # its imagenet stem needs more pixels
         options["stem"] = pick.choice(["cifar", "imagenet"])
     if "block_dropout_rate" in defaults:
         options["block_dropout_rate"] = pick.choice([0.0, 0.3])
+    if objective.startswith("distill_"):
+        options["spread"] = objective.removeprefix("distill_")
     return models.options(name, **options)
 
 
@@ -233,7 +235,10 @@ def valid_objective(pick, name):
     }
     options = objectives.options(name)
     options |= {o: pick.choice(values[o]) for o in options if o in values and pick.random() < 0.5}
-    return options | ({"init": "scratch"} if name == "distill" else {})  # works for any network
+    if name == "distill_dirichlet":
+        options["teacher_samples"] = pick.choice([2, 3])
+    # "scratch" works for any network.
+    return options | ({"init": "scratch"} if name.startswith("distill") else {})
 
 
 def valid_sd_dropout(pick, stages):

@@ -35,6 +35,15 @@ def distillation(a, b, y, k, head, divergence):
     return losses.dropout_distillation_loss(head(a), head(b), divergence=divergence)
 
 
+def dirichlet_proxy(a, b, y, k, head):
+    teacher = jnp.stack([head(b), head(b) / 2])
+    return losses.dirichlet_proxy_loss(head(a), teacher, sample_axis=0)
+
+
+def mutual_information(a, b, y, k, head):
+    return losses.mutual_information_loss(a[..., 0], head(b), head(-b))
+
+
 # Each takes logits (or features) a and b, labels, keys, and a head that is applied to a and b.
 LABELLED = {
     "cross_entropy": lambda a, b, y, k, head: losses.cross_entropy(head(a), y),
@@ -75,7 +84,14 @@ OTHER = {
     "kl": lambda *args: distillation(*args, "kl"),
     "brier": lambda *args: distillation(*args, "brier"),
     "reverse_kl": lambda *args: distillation(*args, "reverse_kl"),
+    "dirichlet_nll": lambda a, b, y, k, head, **o: losses.dirichlet_nll_loss(head(a), head(b), **o),
+    "dirichlet_proxy": dirichlet_proxy,
+    "logit_gaussian": lambda a, b, y, k, head: losses.logit_gaussian_loss(
+        head(a), jnp.clip(a, -1, 1), head(b)
+    ),
+    "mutual_information": mutual_information,
 }
+DISTRIBUTIONS = ("dirichlet_nll", "dirichlet_proxy", "logit_gaussian", "mutual_information")
 LOSSES = LABELLED | PAIRED | DROPPED | OTHER
 WITH_WHERE = [*PAIRED, *DROPPED]
 WITH_TEMPERATURE = [*WITH_WHERE, "linear_sd_dropout", "tf_kd"]
@@ -249,7 +265,7 @@ def test_a_student_gets_the_gradient_towards_its_stopped_teacher(name):
     assert_all_close(gradients, (expected, -expected if name in MUTUAL else np.zeros((6, 5))))
 
 
-@pytest.mark.parametrize("name", ["ps_kd", "byot_features", *losses.DIVERGENCES])
+@pytest.mark.parametrize("name", ["ps_kd", "byot_features", *losses.DIVERGENCES, *DISTRIBUTIONS])
 def test_a_teacher_gets_no_gradient(name):
     _, (_, gradient) = compiled(name, *float32(A, B))
     np.testing.assert_array_equal(gradient, 0)
@@ -322,6 +338,8 @@ RANGES = [
     ("generalised_cross_entropy", "q", r"in \(0, 1\]", (0, -0.1, 1.5, NAN)),
     ("ps_kd", "alpha", r"in \[0, 1\]", (-0.1, 1.5, NAN)),
     ("tf_kd", "correct", r"in \[1/5, 1\)", (0.1, 1.0, NAN)),
+    ("dirichlet_nll", "smoothing", r"in \[0, 1\]", (-0.1, 1.5, NAN)),
+    ("dirichlet_nll", "temperature", "greater than 0 and finite", (0, NAN)),
 ]  # fmt: skip
 
 

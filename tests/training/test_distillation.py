@@ -35,7 +35,7 @@ def network(**options):
 
 
 def distill(teacher, **options):
-    return objectives.build({"name": "distill", **options}, load_teacher=lambda: teacher)
+    return objectives.build({"name": "distill", **options}, load_teachers=lambda: [teacher])
 
 
 @pytest.mark.parametrize("divergence", ["kl", "brier", "reverse_kl"])
@@ -87,7 +87,7 @@ def test_the_floor_is_the_mean_mutual_information_of_100_masks():
     expected = np.mean(scipy.special.entr(probs.mean(0)).sum(-1) - entropies)
     assert expected > 0.01
     np.testing.assert_allclose(constants["floor"], expected, rtol=1e-4)
-    assert constants["teacher"] is teacher.variables
+    assert constants["teachers"] == (teacher.variables,)
 
 
 def test_layers_of_another_shape_are_redrawn_and_the_others_copied():

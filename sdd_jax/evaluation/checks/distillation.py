@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from annotated_types import Interval
 from sdd_jax.errors import InputError
 from sdd_jax.evaluation import metrics
 from sdd_jax.evaluation.checks import Check, checks
-from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator
+from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator, ensemble_predictions
 from sdd_jax.evaluation.plots import COLOURS, log_ticks, panel
 from sdd_jax.evaluation.results import MISSING, CheckResult, Headline, Plot, Table
 
@@ -22,8 +22,9 @@ class Distillation(Check):
     """Error, NLL, Brier score, ECE, KL from the MC posterior, time per image; share of the gap closed.
 
     "Standard" is the teacher with dropout off, "MC(m)" the mean of its posteriors under m masks,
-    "Distilled" the run's own network. The closed share of the gap is
-    (Standard - Distilled) / (Standard - MC) in error.
+    "Distilled" the run's own network. Of several teachers, "Standard" is the first, from which the
+    student starts, and the mean is that of m masks of each, or of one pass of each if none has dropout.
+    The closed share of the gap is (Standard - Distilled) / (Standard - MC) in error.
 
     Attributes:
       mc_samples: number of masks m.
@@ -35,32 +36,25 @@ class Distillation(Check):
 
     def requirement(self, setup: EvaluationSetup) -> str:
         """Requires a run with a teacher; the teacher must still be loadable."""
-        if setup.load_teacher is None:
-            return "distillation needs a run with a teacher"
-        try:
-            setup.load_teacher()
-        except InputError as error:
-            raise InputError(f"the teacher cannot be loaded: {error}") from error
-        return ""
+        return teacher_requirement(setup, "distillation")
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates the teacher, its ensemble and the student."""
-        labels, load_teacher = evaluator.labels, evaluator.setup.load_teacher
-        if load_teacher is None:
-            raise ValueError("distillation needs a run with a teacher")
-        teacher = evaluator.with_network(load_teacher())
+        labels, teachers = evaluator.labels, teachers_of(evaluator)
         curve: dict[int, float] = {}
         networks: dict[str, tuple[np.ndarray, float | None]] = {
-            "standard": (metrics.log_softmax(teacher.logits), _seconds_per_image(teacher))
+            "standard": (metrics.log_softmax(teachers[0].logits), _seconds_per_image(teachers[0]))
         }
-        for ensemble in teacher.ensemble_predictions(self.mc_samples):
+        for ensemble in ensemble_predictions(teachers, self.mc_samples):
             curve[ensemble.num_samples] = 1 - metrics.top_k_accuracy(ensemble.log_probs, labels)
             networks["mc"] = ensemble.log_probs, ensemble.seconds_per_image
-        networks["distilled"] = (
-            metrics.log_softmax(evaluator.logits),
-            _seconds_per_image(evaluator),
-        )
+        networks["distilled"] = _student_log_probs(evaluator), _seconds_per_image(evaluator)
         mc, _ = networks["mc"]
+        labelled = {
+            "standard": "Standard",
+            "mc": ensemble_label(teachers, self.mc_samples),
+            "distilled": "Distilled",
+        }
         values: dict[str, float] = {"mc_samples": self.mc_samples}
         by_image = {}
         for name, (log_probs, seconds) in networks.items():
@@ -83,7 +77,7 @@ class Distillation(Check):
             {f"distillation/{name}": value for name, value in values.items()},
             headline=[
                 Headline(f"distillation/{name}/error", f"{label} error, %", 100, 2, False)
-                for name, label in _labels(values).items()
+                for name, label in labelled.items()
             ]
             + [
                 Headline("distillation/distilled/kl_from_mc", "KL from MC, nats", 1, 4, False),
@@ -92,22 +86,61 @@ class Distillation(Check):
                 Plot(
                     "mc_error",
                     "Error of the ensemble",
-                    "Error of the mean posterior under m masks, which takes m passes, and of one pass "
+                    "Error of the mean posterior of m passes through the ensemble, and of one pass "
                     "of the teacher without dropout and of the student.",
                     panel(_draw),
                     (curve, values),
                     "error "
                     + ", ".join(
                         f"{label} {100 * values[f'{name}/error']:.2f} %"
-                        for name, label in _labels(values).items()
+                        for name, label in labelled.items()
                     ),
                     panels=True,
                 ),
             ),
-            tables=(_table(values),),
+            tables=(_table(values, labelled),),
             notes=(_gap_note(values),),
             by_image=by_image,
         )
+
+
+def teacher_requirement(setup: EvaluationSetup, name: str) -> str:
+    """The requirement of a check that compares with the teachers of the run.
+
+    Raises:
+      InputError: a teacher cannot be loaded.
+    """
+    if setup.load_teachers is None:
+        return f"{name} needs a run with a teacher"
+    try:
+        setup.load_teachers()
+    except InputError as error:
+        raise InputError(f"the teacher cannot be loaded: {error}") from error
+    return ""
+
+
+def teachers_of(evaluator: Evaluator) -> list[Evaluator]:
+    """The evaluators of the run's teachers on the same images."""
+    load_teachers = evaluator.setup.load_teachers
+    if load_teachers is None:
+        raise ValueError("the run has no teacher")
+    return [evaluator.with_network(teacher) for teacher in load_teachers()]
+
+
+def ensemble_label(teachers: Sequence[Evaluator], mc_samples: int) -> str:
+    """The name of an ensemble in tables: "MC(100)", "MC(100) of 3" or "Ensemble of 3"."""
+    of = f" of {len(teachers)}" if len(teachers) > 1 else ""
+    if any(any(teacher.setup.model.stochastic()) for teacher in teachers):
+        return f"MC({mc_samples}){of}"
+    return f"Ensemble{of}"
+
+
+def _student_log_probs(evaluator: Evaluator) -> np.ndarray:
+    """Logarithm of the mean posterior of a pass; only that of Gaussian logits is not softmax(logits)."""
+    if evaluator.spread != "gaussian":
+        return metrics.log_softmax(evaluator.logits)
+    probs = evaluator.prediction_of(evaluator.images).probs
+    return np.log(np.maximum(probs.astype(np.float64), np.finfo(np.float32).tiny))
 
 
 def _seconds_per_image(evaluator: Evaluator) -> float:
@@ -118,10 +151,6 @@ def _seconds_per_image(evaluator: Evaluator) -> float:
     return (time.perf_counter() - start) / len(evaluator.labels)
 
 
-def _labels(values: Mapping[str, float]) -> dict[str, str]:
-    return {"standard": "Standard", "mc": f"MC({values['mc_samples']})", "distilled": "Distilled"}
-
-
 def _gap_note(values: Mapping[str, float]) -> str:
     closed = values.get("gap_closed")
     if closed is None:
@@ -129,7 +158,7 @@ def _gap_note(values: Mapping[str, float]) -> str:
     return f"Gap closed: {100 * closed:.0f} % of the way from Standard to MC in error."
 
 
-def _table(values: Mapping[str, float]) -> Table:
+def _table(values: Mapping[str, float], labelled: Mapping[str, str]) -> Table:
     columns = {
         "error": ("error %", 100, ".2f"),
         "nll": ("NLL", 1, ".4f"),
@@ -144,7 +173,7 @@ def _table(values: Mapping[str, float]) -> Table:
             format(scale * values[f"{name}/{key}"], spec) if f"{name}/{key}" in values else MISSING
             for key, (_, scale, spec) in columns.items()
         ]
-        for name, label in _labels(values).items()
+        for name, label in labelled.items()
     ]
     header = ["", *(title for title, _, _ in columns.values())]
     return Table("Three ways to use dropout", header, rows)
@@ -153,12 +182,12 @@ def _table(values: Mapping[str, float]) -> Table:
 def _draw(axes, data) -> None:
     curve, values = data
     errors = [100 * error for error in curve.values()]
-    axes.plot(list(curve), errors, "o-", color=COLOURS[0], label="MC(m), m passes")
+    axes.plot(list(curve), errors, "o-", color=COLOURS[0], label="ensemble, m passes")
     for name, dash, colour in (("standard", "--", COLOURS[1]), ("distilled", "-.", COLOURS[2])):
         error = 100 * values[f"{name}/error"]
         axes.axhline(error, ls=dash, color=colour, label=f"{name.capitalize()}, one pass")
     log_ticks(axes, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), max(curve))
     axes.set_xlim(0.9, max(curve) * 1.1)
-    axes.set_xlabel("number of dropout masks m")
+    axes.set_xlabel("number of passes m")
     axes.set_ylabel("test error (%)")
     axes.legend(frameon=False)

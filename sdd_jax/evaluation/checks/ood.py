@@ -81,7 +81,7 @@ class OutOfDistribution(Check):
             return f"{self.title} needs the option ood, data sets of {kind}"
         for field, name in self._sets:
             require(name != setup.dataset.name, field, name, "another data set than the run's")
-            _images(name, setup, field)
+            images_of(name, setup, field)
         return ""
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
@@ -98,7 +98,7 @@ class OutOfDistribution(Check):
         notes = _fitted_on(training)
         found, by_image, plots = {}, {}, []
         for field, name in self._sets:
-            images, label = _images(name, setup, field), _label(name)
+            images, label = images_of(name, setup, field), label_of(name)
             scores_out = _scores(built, Outputs(evaluator, images))
             found[label] = {d: metrics.detection(scores_in[d], scores_out[d]) for d in built}
             by_image |= {
@@ -145,7 +145,7 @@ class OutOfDistribution(Check):
     def _sets(self) -> list[tuple[str, str]]:
         """Field and name of each data set, the near ones first."""
         fields = {"ood_near": self.ood_near, "ood": self.ood}
-        return [(field, name) for field, entries in fields.items() for name in _names(entries)]
+        return [(field, name) for field, entries in fields.items() for name in names_of(entries)]
 
     @property
     def _groups(self) -> dict[str, list[str]]:
@@ -154,12 +154,13 @@ class OutOfDistribution(Check):
         return {"near": near, "far": far} if near else {}
 
 
-def _names(entries: Sequence[str]) -> list[str]:
+def names_of(entries: Sequence[str]) -> list[str]:
+    """The names of data sets, of which an entry may hold several."""
     return [name for entry in entries for name in entry.split(",")]
 
 
 def _labels(entries: Sequence[str]) -> list[str]:
-    return list(map(_label, _names(entries)))
+    return list(map(label_of, names_of(entries)))
 
 
 def _distinct(names: Sequence[str]) -> bool:
@@ -234,7 +235,7 @@ def _plots(label, name_in, built, scores_in, scores_out, found) -> list[Plot]:
 
 
 @functools.lru_cache(maxsize=8)
-def _images(name: str, setup: EvaluationSetup, field: str) -> HostArray:
+def images_of(name: str, setup: EvaluationSetup, field: str) -> HostArray:
     """The test inputs of another data set; images in the size and channels of the run's."""
     ours = setup.dataset
     try:
@@ -251,7 +252,7 @@ def _images(name: str, setup: EvaluationSetup, field: str) -> HostArray:
         raise InputError(f"{name!r} cannot be used: {error}", field=field) from error
 
 
-def _label(name: str) -> str:
+def label_of(name: str) -> str:
     """The name in metrics and files; the last part of a path."""
     name = with_options(name)[0].removesuffix("/")
     return re.sub(r"^(npz|hf):", "", name.rpartition("/")[2]).removesuffix(".npz")

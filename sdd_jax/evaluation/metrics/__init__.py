@@ -48,6 +48,10 @@ from sdd_jax.evaluation.metrics.classification import (
     negative_log_likelihood,
     top_k_accuracy,
 )
+from sdd_jax.evaluation.metrics.correlation import (
+    rank_correlation,
+    rank_correlation_contributions,
+)
 from sdd_jax.evaluation.metrics.detection import detection, roc
 from sdd_jax.evaluation.metrics.isotonic import IsotonicMap, fit_isotonic, isotonic
 from sdd_jax.evaluation.metrics.logit_norm import fit_logit_norm, normalized_maximum_logit
@@ -122,6 +126,8 @@ __all__ = [
     "negative_neighbour_distance",
     "normalized_maximum_logit",
     "paired_interval",
+    "rank_correlation",
+    "rank_correlation_contributions",
     "react",
     "relative_mahalanobis",
     "reliability",
