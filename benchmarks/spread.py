@@ -11,7 +11,8 @@ training images, for the same number of epochs. The learning rate of each is one
 validation split chooses at the first seed: the one with the lowest KL divergence of the student from
 the ensemble's mean. Neither labels nor other data sets choose anything. The test split is evaluated
 once, by the checks distillation and spread. Teachers and students are trained without the validation
-split, a tenth of the training images. MNIST has a small budget: few training images and epochs, one
+split, a tenth of the training images. One rule came later, when the likelihood had diverged: a student that does so at every
+rate has no row. MNIST has a small budget: few training images and epochs, one
 learning rate, one kind of teacher.
 """
 
