@@ -5,7 +5,8 @@ Data      the pixels of scikit-learn's digits as tokens; npz:PATH with token ids
           by 0, and config.model.vocabulary above the largest
 Command   python train.py --config=configs/classify_tokens.py
 Variants  :ce (cross-entropy alone)
-Expected  on the digits a few seconds: a first run, no evidence for the method
+Expected  accuracy 91.1 % on the digits, in a few seconds (one seed): a first run, no evidence for the
+          method
 """
 
 from sdd_jax import config as configs

@@ -4,7 +4,8 @@ Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.0
 Data      scikit-learn's digits on crops of its photographs; npz:PATH with labels [N, K] for yours
 Command   python train.py --config=configs/label_scenes.py
 Variants  :ce (cross-entropy alone)
-Expected  a minute on two CPU cores: a first run, no evidence for the method
+Expected  mAP 72.3 %, with :ce 72.3 %, in a minute on two CPU cores (one seed): a first run, no evidence
+          for the method
 """
 
 from sdd_jax import config as configs
