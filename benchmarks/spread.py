@@ -4,16 +4,16 @@
     python -m benchmarks.spread --study mnist --data-dir DIR  # mnist.npz and cifar10.npz
 
 Protocol, fixed before the first run. Two teachers of each seed: one network with dropout, under 100
-masks, and an ensemble of networks without dropout. Five students: of the mean alone (distill), with a
-second head for the mutual information, with a Dirichlet distribution (by the proxy loss, and by the
-likelihood), and with a Gaussian of the logits. All are trained as their recipe card says, on perturbed
-training images, for the same number of epochs. The learning rate of each is one of three, which the
-validation split chooses at the first seed: the one with the lowest KL divergence of the student from
-the ensemble's mean. Neither labels nor other data sets choose anything. The test split is evaluated
-once, by the checks distillation and spread. Teachers and students are trained without the validation
-split, a tenth of the training images. One rule came later, when the likelihood had diverged: a student that does so at every
-rate has no row. MNIST has a small budget: few training images and epochs, one
-learning rate, one kind of teacher.
+masks, and an ensemble of networks without dropout. Five students: of the mean alone (distill), with
+a second head for the mutual information, with a Dirichlet distribution (by the proxy loss, and by
+the likelihood), and with a Gaussian of the logits. All are trained as their recipe card says, on
+perturbed training images, for the same number of epochs. The learning rate of each is one of three,
+which the validation split chooses at the first seed: the one with the lowest KL divergence of the
+student from the ensemble's mean. Neither labels nor other data sets choose anything. The test split
+is evaluated once, by the checks distillation and spread. Teachers and students are trained without
+the validation split, a tenth of the training images. One rule came later, when the likelihood had
+diverged: a student that does so at every rate has no row. MNIST has a small budget: few training
+images and epochs, one learning rate, one kind of teacher.
 """
 
 import dataclasses

@@ -63,6 +63,7 @@ SPREAD_ROWS = {  # label: student, network in the check distillation, network in
     "student, Dirichlet by likelihood": ("dirichlet_nll", "distilled", "student"),
     "student, Gaussian logits": ("gaussian", "distilled", "student"),
 }
+KEPT = ("one network, one pass", "student, mean only", "student, two heads")  # in the README
 SPREAD_ENSEMBLES = {"dropout": "100 masks", "ensemble": "{networks} networks"}
 INTENTS = {  # heading: result file
     "5 shots": "intents-5",
@@ -96,6 +97,7 @@ def tables() -> dict[str, str]:
         | {"digits-evaluation": digits_table("digits-evaluation", DIGITS_EVALUATION)}
         | {name: distillation_table(name) for name in distillation}
         | {f"spread-{study}": spread_table(f"spread-{study}") for study in ("digits", "mnist")}
+        | {"kept": kept_table()}
         | {"intents": intents_table(), "intents-10": intents_figures("intents-10")}
         | {"intents-transformer": intents_figures("intents-transformer")}
         | {"methods": methods_table()}
@@ -217,6 +219,18 @@ def spread_table(name: str) -> str:
     aurocs = [f"AUROC %, {o}, by {m}" for o in content["ood"] for m in ("entropy", "MI")]
     header = ["ensemble", "", "error %", "KL from it", "rank correlation of the MI", *aurocs]
     return markdown(header, lines)
+
+
+def kept_table() -> str:
+    """What students of dropout masks keep in one pass: a column for each of those in the README."""
+    results = json.loads((measure.RESULTS / "spread-digits.json").read_text())["results"]["dropout"]
+    lines = [["KL from the ensemble, nats"], ["rank correlation of the mutual information"]]
+    for student, network, other in map(SPREAD_ROWS.__getitem__, KEPT):
+        found = results[student]
+        rank = found.get("spread/spearman/mutual_information") if other == "student" else None
+        lines[0].append(compared(found[f"distillation/{network}/kl_from_mc"], None, 3))
+        lines[1].append(compared(rank, None, 2) if rank else "")
+    return markdown(["", *KEPT], lines)
 
 
 def intents_table() -> str:
