@@ -187,24 +187,32 @@ class Bench:
         best = min(found, key=lambda rate: found[rate])
         return best if found[best] < DIVERGED else None
 
+    def figures(self, kind: str, name: str, rate: float, seeds: int) -> dict[str, list[float]]:
+        """The figures of a student on the test split, seed by seed."""
+        found: dict[str, list[float]] = {}
+        for seed in range(seeds):
+            workdir = self.student(kind, name, seed, rate)
+            for check in ("distillation", "spread"):
+                for metric, value in self.evaluate(workdir, check, "test").items():
+                    if "mc_error" not in metric and "milliseconds" not in metric:
+                        found.setdefault(metric, []).append(round(float(value), 6))
+        return found
+
     def results(self, seeds: int) -> dict[str, Any]:
         """The figures of all students, by teacher, student and seed."""
         results: dict[str, Any] = {}
         for kind in self.study.teachers:
             for name in self.study.students:
-                rates = self.study.learning_rates
-                rate = self.chosen(kind, name, 0) if len(rates) > 1 else rates[0]
+                rate = self.chosen(kind, name, 0)
                 if rate is None:
                     continue
-                found: dict[str, list[float]] = {}
-                for seed in range(seeds):
-                    workdir = self.student(kind, name, seed, rate)
-                    for check in ("distillation", "spread"):
-                        for metric, value in self.evaluate(workdir, check, "test").items():
-                            if "mc_error" not in metric and "milliseconds" not in metric:
-                                found.setdefault(metric, []).append(round(float(value), 6))
+                try:
+                    found = self.figures(kind, name, rate, seeds)
+                except NonFiniteLossError as error:
+                    print(kind, name, rate, error, flush=True)
+                    continue
                 results.setdefault(kind, {})[name] = {"learning_rate": rate, **found}
-                print(kind, name, rate, results[kind][name], flush=True)
+                print(kind, name, rate, found, flush=True)
         return results
 
 
