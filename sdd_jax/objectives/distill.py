@@ -60,9 +60,4 @@ def distill(
             return {"teachers": teachers.variables}
         return {"teachers": teachers.variables, "floor": teachers.floor(images, key)}
 
-    return Objective(
-        loss,
-        uses_labels=False,
-        constants=constants,
-        initialise=None if init == "scratch" else teachers.initialise,
-    )
+    return teachers.train(loss, init=init, constants=constants)

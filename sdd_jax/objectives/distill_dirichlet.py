@@ -64,10 +64,7 @@ def distill_dirichlet(
         metrics = {"distill/agreement": ensembles.agreement(samples, view.logits)}
         return Output(view, {"dirichlet": Term(values)}, view.batch_stats, metrics)
 
-    return Objective(
-        evaluate,
-        uses_labels=False,
-        spread="dirichlet",
-        constants=lambda images, key: teachers.variables,
-        initialise=None if init == "scratch" else teachers.initialise,
-    )
+    def constants(images, key):
+        return teachers.variables
+
+    return teachers.train(evaluate, init=init, spread="dirichlet", constants=constants)

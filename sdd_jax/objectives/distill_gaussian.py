@@ -43,10 +43,7 @@ def distill_gaussian(
         metrics = {"distill/agreement": ensembles.agreement(samples, view.logits)}
         return Output(view, {"gaussian": Term(values)}, view.batch_stats, metrics)
 
-    return Objective(
-        loss,
-        uses_labels=False,
-        spread="gaussian",
-        constants=lambda images, key: teachers.variables,
-        initialise=None if init == "scratch" else teachers.initialise,
-    )
+    def constants(images, key):
+        return teachers.variables
+
+    return teachers.train(loss, init=init, spread="gaussian", constants=constants)

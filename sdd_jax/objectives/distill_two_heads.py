@@ -51,13 +51,7 @@ def distill_two_heads(
         terms = {"distill": Term(divergence), "information": Term(information, weight)}
         return Output(view, terms, view.batch_stats, metrics)
 
-    return Objective(
-        loss,
-        uses_labels=False,
-        spread="two_heads",
-        constants=lambda images, key: {
-            "teachers": teachers.variables,
-            "floor": teachers.floor(images, key),
-        },
-        initialise=None if init == "scratch" else teachers.initialise,
-    )
+    def constants(images, key):
+        return {"teachers": teachers.variables, "floor": teachers.floor(images, key)}
+
+    return teachers.train(loss, init=init, spread="two_heads", constants=constants)

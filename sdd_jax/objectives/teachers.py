@@ -10,6 +10,7 @@ import numpy as np
 
 from sdd_jax.errors import InputError
 from sdd_jax.mc_dropout import DropoutEnsemble, mc_dropout
+from sdd_jax.objectives.base import Objective
 
 FLOOR_SAMPLES = 100
 SECOND_HEAD = "second_classifier"  # parameters that no teacher needs to have
@@ -68,6 +69,15 @@ class Teachers:
             entropies.append(prediction.expected_entropy)
         ensemble = DropoutEnsemble(len(probs), sum(probs), sum(entropies))
         return np.float32(jnp.mean(ensemble.prediction().mutual_information))
+
+    def train(self, loss: Callable, *, init: str, **options: Any) -> Objective:
+        """The objective of a student; ``init`` "teacher" starts it from the first teacher's values."""
+        return Objective(
+            loss,
+            uses_labels=False,
+            initialise=None if init == "scratch" else self.initialise,
+            **options,
+        )
 
     def initialise(self, key: jax.Array, student: dict[str, Any]) -> dict[str, Any]:
         """Initialises a student with the values of the first teacher.
