@@ -23,6 +23,7 @@ from sdd_jax.evaluation.results import CheckResult, Headline, Plot, Table
 from sdd_jax.options import NonNegative, Positive
 
 METRICS = {"auroc": "AUROC", "aupr_in": "AUPR-in", "aupr_out": "AUPR-out", "fpr95": "FPR95"}
+DEFAULT_SETS = ("photos",)
 HEADLINE = ("msp", "odin", "knn")  # detectors in the summary
 COLUMNS = 4  # histograms in a row
 
@@ -49,7 +50,7 @@ class OutOfDistribution(Check):
 
     title: ClassVar[str] = "Out-of-distribution detection"
     one_label = True
-    ood: Annotated[tuple[str, ...], MinLen(1)] = ("photos",)
+    ood: Annotated[tuple[str, ...], MinLen(1)] = DEFAULT_SETS
     ood_near: tuple[str, ...] = ()
     ood_detectors: Annotated[tuple[str, ...], MinLen(1)] = (
         "msp", "odin", "energy", "max_logit", "gen",
@@ -76,13 +77,7 @@ class OutOfDistribution(Check):
 
     def requirement(self, setup: EvaluationSetup) -> str:
         """The data sets must be loadable, of the run's kind of inputs, and not its own."""
-        kind = setup.dataset.inputs.name
-        if kind != "images" and not self.ood_near and self.ood == type(self).ood:
-            return f"{self.title} needs the option ood, data sets of {kind}"
-        for field, name in self._sets:
-            require(name != setup.dataset.name, field, name, "another data set than the run's")
-            images_of(name, setup, field)
-        return ""
+        return sets_requirement(self.title, self._sets, setup)
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates each detector on each data set."""
@@ -157,6 +152,26 @@ class OutOfDistribution(Check):
 def names_of(entries: Sequence[str]) -> list[str]:
     """The names of data sets, of which an entry may hold several."""
     return [name for entry in entries for name in entry.split(",")]
+
+
+def sets_requirement(title: str, sets: Sequence[tuple[str, str]], setup: EvaluationSetup) -> str:
+    """The reason why a check does not apply to a run for want of data sets; empty if it does.
+
+    Args:
+      title: title of the check.
+      sets: field and name of each data set.
+      setup: the run.
+
+    Raises:
+      InputError: a data set cannot be loaded, is of another kind of inputs, or is the run's own.
+    """
+    kind = setup.dataset.inputs.name
+    if kind != "images" and list(sets) == [("ood", name) for name in DEFAULT_SETS]:
+        return f"{title} needs the option ood, data sets of {kind}"
+    for field, name in sets:
+        require(name != setup.dataset.name, field, name, "another data set than the run's")
+        images_of(name, setup, field)
+    return ""
 
 
 def _labels(entries: Sequence[str]) -> list[str]:

@@ -15,7 +15,13 @@ from sdd_jax.evaluation.checks.distillation import (
     teacher_requirement,
     teachers_of,
 )
-from sdd_jax.evaluation.checks.ood import images_of, label_of, names_of
+from sdd_jax.evaluation.checks.ood import (
+    DEFAULT_SETS,
+    images_of,
+    label_of,
+    names_of,
+    sets_requirement,
+)
 from sdd_jax.evaluation.evaluator import EvaluationSetup, Evaluator, ensemble_predictions
 from sdd_jax.evaluation.plots import COLOURS, panel
 from sdd_jax.evaluation.results import MISSING, CheckResult, Headline, Plot, Table
@@ -42,7 +48,7 @@ class Spread(Check):
     title: ClassVar[str] = "Spread of the ensemble"
     one_label = True
     mc_samples: Annotated[int, Interval(ge=1, le=100_000)] = 100
-    ood: Annotated[tuple[str, ...], MinLen(1)] = ("photos",)
+    ood: Annotated[tuple[str, ...], MinLen(1)] = DEFAULT_SETS
 
     def __post_init__(self):
         """Rejects names that the metrics could not tell apart."""
@@ -53,13 +59,7 @@ class Spread(Check):
         """Requires a run with a teacher; the data sets must be loadable and not its own."""
         if reason := teacher_requirement(setup, "spread"):
             return reason
-        kind = setup.dataset.inputs.name
-        if kind != "images" and self.ood == type(self).ood:
-            return f"{self.title} needs the option ood, data sets of {kind}"
-        for name in names_of(self.ood):
-            require(name != setup.dataset.name, "ood", name, "another data set than the run's")
-            images_of(name, setup, "ood")
-        return ""
+        return sets_requirement(self.title, [("ood", name) for name in names_of(self.ood)], setup)
 
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Evaluates the teacher, its ensemble and the student on the split and on each data set."""
