@@ -138,10 +138,10 @@ class Evaluator:
         """Penultimate features of the split, ``[N, D]``, dropout off."""
         return self.features_of(self.images)
 
-    @property
+    @functools.cached_property
     def some_decisions(self) -> Decisions:
         """The decisions; if an image has several, at most 100,000 of them, evenly spaced."""
-        return self.some_of(self.logits)
+        return self._some(self.decisions)
 
     def note_on_decisions(self) -> list[str]:
         """What a report says of :attr:`some_decisions`, if they are not all."""
@@ -153,9 +153,11 @@ class Evaluator:
 
     def some_of(self, outputs: np.ndarray) -> Decisions:
         """As :attr:`some_decisions`, of other outputs of a network for the images of the split."""
-        task = self.setup.dataset.task
-        decisions = task.decisions(outputs, self.labels)
-        return decisions if task.one_label else decisions.thinned(MOST_DECISIONS)
+        return self._some(self.setup.dataset.task.decisions(outputs, self.labels))
+
+    def _some(self, decisions: Decisions) -> Decisions:
+        one_label = self.setup.dataset.task.one_label
+        return decisions if one_label else decisions.thinned(MOST_DECISIONS)
 
     def summary(self) -> dict[str, float]:
         """Accuracy, top-5 accuracy (with more than five classes), NLL, Brier score and ECE.

@@ -178,8 +178,11 @@ class Task(abc.ABC):
             np.arange(len(labels)).reshape(-1, *(1,) * (labels.ndim - 1)), labels.shape
         )
         valid = self.valid(labels)
-        index = np.ones(labels.shape, bool) if valid is None else np.asarray(valid)
-        return Decisions(logits[index], labels[index], example[index])
+        if valid is None:
+            return Decisions(
+                logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), example.reshape(-1)
+            )
+        return Decisions(logits[valid], labels[valid], example[valid])
 
     def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The field's own metrics of N examples, in the order of ``figures``."""
