@@ -368,9 +368,5 @@ def _normalisation(
     require(bool(np.all(np.asarray(std, np.float32) > 0)), "std", std, "greater than 0")
     if not mean or not std:
         data_mean, data_std = kind.statistics(np.asarray(images))
-        return _float32(mean or data_mean), _float32(std or data_std)
-    return _float32(mean), _float32(std)
-
-
-def _float32(values: Any) -> np.ndarray:
-    return np.asarray(values, np.float32)
+        mean, std = mean or data_mean.tolist(), std or data_std.tolist()
+    return np.asarray(mean, np.float32), np.asarray(std, np.float32)

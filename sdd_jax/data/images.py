@@ -10,10 +10,10 @@ from jax.typing import ArrayLike
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.errors import require
 from sdd_jax.options import Count
+from sdd_jax.tasks.segmentation import UNLABELLED
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 RESIZE_BATCH = 1000  # images
-UNKNOWN = 255  # the label of a pixel beyond the image
 
 
 def augment(keys: jax.Array, images: jax.Array, **options: Any) -> jax.Array:
@@ -61,7 +61,7 @@ def augment_pairs(
 
         image = move(image, 0)
         if label_map is not None:
-            label_map = move(label_map[..., None], UNKNOWN)[..., 0]
+            label_map = move(label_map[..., None], UNLABELLED)[..., 0]
         if drop_pixels:
             shape = (*image.shape[:2], 1)
             keep = jax.random.uniform(jax.random.fold_in(key, 1), shape) >= drop_pixels

@@ -97,18 +97,21 @@ def experiment(task, axis_name=None, **options):
     return model, step, state, RawBatch((images,), labels, index, index)
 
 
+def by_the_library(model, state, raw, **options):
+    """The loss that users import, on the features and with the masks of the step."""
+    features = model.apply(state.variables, raw.views[0], method="features")
+    keys = example_keys(0, "sd_dropout", state.step, raw.position)
+    return sdd_jax.sd_dropout_loss(
+        features, lambda f: model.apply(state.variables, f, method="head"), keys, **options
+    )
+
+
 @pytest.mark.parametrize("channel_masks", [False, True])
 def test_segmentation_trains_the_library_s_loss_on_known_pixels(channel_masks):
     model, step, state, raw = experiment(SEGMENTATION, channel_masks=channel_masks)
     _, values = jax.jit(step)(state, raw)
-    features = model.apply(state.variables, raw.views[0], method="features")
-    keys = example_keys(0, "sd_dropout", state.step, raw.position)
-    divergences = sdd_jax.sd_dropout_loss(
-        features,
-        lambda f: model.apply(state.variables, f, method="head"),
-        keys,
-        broadcast_dims=(1, 2) if channel_masks else (),
-    )
+    dims = (1, 2) if channel_masks else ()
+    divergences = by_the_library(model, state, raw, broadcast_dims=dims)
     known = raw.labels != UNKNOWN
     expected = np.mean([d[k].mean() for d, k in zip(np.asarray(divergences), known, strict=True)])
     np.testing.assert_allclose(values["sd_dropout"], expected, rtol=1e-5)
@@ -117,14 +120,7 @@ def test_segmentation_trains_the_library_s_loss_on_known_pixels(channel_masks):
 def test_several_labels_train_the_library_s_bernoulli_divergence():
     model, step, state, raw = experiment(MULTI_LABEL)
     _, values = jax.jit(step)(state, raw)
-    features = model.apply(state.variables, raw.views[0], method="features")
-    keys = example_keys(0, "sd_dropout", state.step, raw.position)
-    expected = sdd_jax.sd_dropout_loss(
-        features,
-        lambda f: model.apply(state.variables, f, method="head"),
-        keys,
-        divergence=sdd_jax.symmetric_bernoulli_kl,
-    )
+    expected = by_the_library(model, state, raw, divergence=sdd_jax.symmetric_bernoulli_kl)
     np.testing.assert_allclose(values["sd_dropout"], np.mean(expected), rtol=1e-5)
 
 
