@@ -40,8 +40,8 @@ class Row:
       label: head of its column in the table.
       card: recipe card with its argument.
       published: the published figure.
-      options: further arguments of ``train.py``.
-      teacher: card of a teacher to train first.
+      options: further arguments of ``train.py``, but not for the teacher.
+      teacher: card of a teacher to train first; rows of a plan share it.
       method: method of which this is one of several values; the validation split selects one of them.
     """
 
@@ -121,8 +121,14 @@ _CIFAR100 = {
     "dml": ("DML", ":dml", "78.9"),
     "dml-sd_dropout": ("DML + SD-Dropout 0.1", ":dml,sd_dropout", "78.8"),
 }
+_QUICK = "18.15 / 16.78 / 17.20"
 _DISTILLATION = {
-    "quick": ("CIFAR-10 Quick", "quick_cifar10.py", "18.15 / 16.78 / 17.20"),
+    "quick": ("CIFAR-10 Quick", "quick_cifar10.py", _QUICK),
+    "quick-short": (
+        "CIFAR-10 Quick, teacher in a fifth of its time",
+        "quick_cifar10.py:short",
+        _QUICK,
+    ),
     "nin": ("CIFAR-10 NiN", "nin_cifar.py", "11.16 / 11.04 / 11.14"),
     "all_conv": ("CIFAR-10 AllConv", "all_conv_cifar.py", "11.20 / 10.60 / 10.80"),
     "nin-cifar100": ("CIFAR-100 NiN", "nin_cifar.py:cifar100", "35.28 / 35.05 / 35.20"),
@@ -195,6 +201,15 @@ PLANS: dict[str, Plan] = {
         rows={
             name: Row(label, f"configs/distill_{card}", published, teacher=f"configs/{card}")
             for name, (label, card, published) in _DISTILLATION.items()
+        }
+        | {
+            f"quick-short-{hidden}": Row(
+                f"the same, student of {hidden} hidden units in place of 64",
+                "configs/distill_quick_cifar10.py:short",
+                options=(f"--config.model.hidden={hidden}",),
+                teacher="configs/quick_cifar10.py:short",
+            )
+            for hidden in (32, 8)
         },
         figures=DISTILLATION_FIGURES,
         evaluation=("--checks=distillation",),

@@ -30,16 +30,19 @@ def run(plan: str, row: str, seed: int, args: argparse.Namespace) -> dict[str, A
     if not output.is_file():
         recipe = PLANS[plan].rows[row]
         workdir = pathlib.Path(args.runs) / plan / row / f"seed{seed}"
-        teacher_workdir = workdir.with_name(f"teacher-seed{seed}")
         options = [f"--config.seed={seed}", *recipe.options]
         data_dir = f"--config.dataset.data_dir={args.data_dir}"
         name = data_set(measure.load_card(recipe.card).dataset.name, args.data_dir)
-        train_args = [*options, data_dir, f"--config.dataset.name={name}"]
+        data = [data_dir, f"--config.dataset.name={name}"]
+        train_args = [*options, *data]
         if recipe.teacher:
+            teacher = pathlib.Path(recipe.teacher).name.replace(".py", "").replace(":", "-")
+            teacher_workdir = pathlib.Path(args.runs) / plan / teacher / f"seed{seed}"
             call(
                 "train.py",
                 f"--config={recipe.teacher}",
-                *train_args,
+                f"--config.seed={seed}",
+                *data,
                 f"--workdir={teacher_workdir}",
             )
             train_args.append(f"--config.teacher={teacher_workdir}")
