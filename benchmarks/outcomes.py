@@ -11,6 +11,7 @@ from scipy import stats
 
 from benchmarks import measure
 from benchmarks.plans import PLANS
+from sdd_jax.tasks import selecting
 
 LABELS = {  # methods, by their names in the result files of the studies
     "cross_entropy": "cross-entropy",
@@ -39,12 +40,13 @@ def seeds(plan: str, row: str) -> dict[int, dict[str, Any]]:
 
 
 def select(plan: str, rows: Sequence[str], seed: int) -> str:
-    """The row with the highest validation accuracy of a seed, among those that have a result."""
+    """The row with the best validation of a seed, by the metric of its task, of those with a result."""
 
-    def accuracy(row: str) -> float:
-        return seeds(plan, row).get(seed, {}).get("validation/accuracy", -1.0)
+    def validation(row: str) -> float:
+        run = seeds(plan, row).get(seed, {})
+        return run.get(f"validation/{selecting(run, 'validation')}", -1.0)
 
-    return max(rows, key=accuracy)
+    return max(rows, key=validation)
 
 
 def methods(plan: str) -> dict[str, tuple[str, dict[int, dict[str, Any]]]]:

@@ -26,6 +26,17 @@ COMPARED_FIGURES: Figures = {
     "ECE %, raw": ("eval/ece", 100, 1),
     "AUROC %, photos": ("eval/ood/photos/msp/auroc", 100, 1),
 }
+CALIBRATED: Figures = {
+    name: figure for name, figure in COMPARED_FIGURES.items() if name.startswith(("NLL", "ECE"))
+}
+BOXES_FIGURES: Figures = {
+    "AP %": ("eval/ap", 100, 1),
+    "AP50 %": ("eval/ap50", 100, 1),
+} | CALIBRATED
+MAPS_FIGURES: Figures = {
+    "mIoU %": ("eval/miou", 100, 1),
+    "accuracy %": ("eval/accuracy", 100, 1),
+} | CALIBRATED
 DISTILLATION_FIGURES: Figures = {
     f"{name}, error %": (f"eval/distillation/{key}/error", 100, 2)
     for name, key in {"Standard": "standard", "MC(100)": "mc", "Distilled": "distilled"}.items()
@@ -99,6 +110,18 @@ def _compared(rows: Mapping[str, Row]) -> Plan:
         figures=COMPARED_FIGURES,
         evaluation=("--checks=accuracy,calibration,ood",),
         baseline="cross-entropy",
+    )
+
+
+def _task(card: str, baseline: str, figures: Figures, weights: Iterable[float]) -> Plan:
+    """A plan that compares SD-Dropout with the loss of a task, by a card with validation images."""
+    held_out = "--config.dataset.validation=0.1"
+    return Plan(
+        rows={"ce": Row("", f"{card}:ce", options=(held_out,), method=baseline)}
+        | _values("SD-Dropout", "sd_dropout", "weight", card, WEIGHT, weights, held_out),
+        figures=figures,
+        evaluation=("--checks=accuracy,calibration",),
+        baseline=baseline,
     )
 
 
@@ -196,6 +219,12 @@ PLANS: dict[str, Plan] = {
         | _values(
             "SD-Dropout", "sd_dropout", "weight", f"{BIRDS}:ce", WEIGHT, (0.1, 0.3, 1.0), SELECTED
         )
+    ),
+    "scenes-maps": _task(
+        "configs/segment_scenes.py", "cross-entropy", MAPS_FIGURES, (0.01, 0.1, 1.0)
+    ),
+    "scenes-boxes": _task(
+        "configs/detect_scenes.py", "focal loss", BOXES_FIGURES, (0.1, 1.0, 10.0)
     ),
     "distillation": Plan(
         rows={

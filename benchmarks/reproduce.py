@@ -5,8 +5,8 @@
 PLAN is one of :mod:`benchmarks.plans`. DIR is a tfds ``data_dir``, or holds ``cifar100.npz`` and its
 like, with arrays as for ``npz:``. Each run is ``train.py`` and then ``eval.py``; an interrupted run
 resumes. Its figures go to ``benchmarks/results/PLAN/ROW-SEED.json``; a run with such a file is skipped.
-All rows of a method train with the first seed, and the one with the highest validation accuracy with the
-other seeds. ``--tables``, alone or with a plan, updates the tables of the pages.
+All rows of a method train with the first seed, and the one with the highest accuracy (mIoU, AP) on the
+validation split with the other seeds. ``--tables``, alone or with a plan, updates the pages' tables.
 """
 
 import argparse

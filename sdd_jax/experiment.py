@@ -141,12 +141,13 @@ class Experiment:
         return self.objective.constants(prepared, stream_key(self.config.seed, "references"))
 
     def prepare(self, keys: jax.Array, raw: Any) -> Any:
-        """Augments and normalises raw inputs, or pairs of images and maps, with one key for each."""
+        """Augments and normalises raw inputs, or images with labels that move, with one key for each."""
         dataset, kind = self.setup.dataset, self.setup.dataset.inputs
-        inputs, maps = raw if isinstance(raw, tuple) else (raw, None)
-        augmented, maps = kind.augment(keys, inputs, maps, **_augmentation(self.config))
+        inputs, labels = raw if isinstance(raw, tuple) else (raw, None)
+        options = _augmentation(self.config) | {"move": dataset.task.moved}
+        augmented, labels = kind.augment(keys, inputs, labels, **options)
         prepared = kind.normalise(augmented, dataset.mean, dataset.std)
-        return prepared if maps is None else (prepared, maps)
+        return prepared if labels is None else (prepared, labels)
 
 
 def _augmentation(config: ConfigDict) -> dict[str, Any]:
@@ -354,7 +355,7 @@ def _check_outputs(experiment: Experiment) -> None:
     inputs = jax.ShapeDtypeStruct((1, *dataset.image_shape), dataset.inputs.dtype)
     outputs = jax.eval_shape(experiment.setup.model.apply, variables, inputs).shape[1:]
     labels = dataset.splits["train"].labels.shape[1:]
-    expected = dataset.task.output_shape(labels, dataset.num_classes)
+    expected = dataset.task.output_shape(dataset.image_shape, labels, dataset.num_classes)
     if outputs != expected:
         raise InputError(
             f"{experiment.config.model.name!r} has outputs {list(outputs)} for an input "

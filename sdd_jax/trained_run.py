@@ -111,8 +111,8 @@ class TrainedRun:
             temperature = self.temperature
         if not (isinstance(temperature, int | float | np.floating) and 0 < temperature < math.inf):
             raise ValueError(f"temperature must be 'fitted' or above 0, got {temperature!r}")
-        scaled = self.logits(images).astype(np.float64) / temperature
-        return self.task.probabilities(scaled).astype(np.float32)
+        outputs = self.logits(images).astype(np.float64)
+        return self.task.probabilities(outputs, float(temperature)).astype(np.float32)
 
     def logits(self, images: ArrayLike) -> np.ndarray:
         """Computes logits, float32 ``[N, K]``, dropout off; see :meth:`predict`."""

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from sdd_jax.data.label_noise import read_labels, symmetric_noise
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.errors import InputError, require, require_array, within
 from sdd_jax.options import Count, Fraction
-from sdd_jax.tasks import Classification, Task, of_labels
+from sdd_jax.tasks import Classification, Task, Window, of_labels
 
 _logger = logging.getLogger(__name__)
 MAX_CLASSES = 10_000_000
@@ -32,18 +32,29 @@ class Split:
     Attributes:
       images: images uint8 ``[N, H, W, C]``, in memory or decoded on demand; or inputs of another kind,
         see :mod:`sdd_jax.data.inputs`.
-      labels: integers ``[N, ...]``, as the task of the data set has them.
+      labels: ``[N, ...]``, as the task of the data set has them.
+      move: :meth:`sdd_jax.tasks.Task.moved`, if labels are of images as they are stored and not yet of
+        views of them.
     """
 
     images: np.ndarray | LazyImages
     labels: np.ndarray
+    move: Callable[[np.ndarray, Window, tuple[int, int]], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: np.ndarray) -> "Split":
         """The examples at ``index``."""
-        return Split(self.images[index], self.labels[index])
+        return Split(self.images[index], self.labels[index], self.move)
+
+    def for_evaluation(self) -> "Split":
+        """The split with the labels of its evaluation views."""
+        if self.move is None or not isinstance(self.images, LazyImages):
+            return self
+        shape = self.images.shape[1:3]
+        pairs = zip(self.labels, self.images.windows(), strict=True)
+        return Split(self.images, np.stack([self.move(x, window, shape) for x, window in pairs]))
 
     def fingerprint(self) -> dict[str, Any]:
         """Sizes and checksums by which a resumed run recognises its data.
@@ -56,6 +67,7 @@ class Split:
         Raises:
           InputError: an image file cannot be read.
         """
+        dtype = "<f4" if self.labels.dtype.kind == "f" else "<i4"
         if isinstance(self.images, np.ndarray):
             stride = max(1, math.ceil(self.images.nbytes / CHECKSUM_BYTES))
             images = zlib.crc32(np.ascontiguousarray(self.images[::stride]).data)
@@ -64,7 +76,7 @@ class Split:
         return {
             "examples": len(self),
             "shape": [int(n) for n in self.images.shape[1:]],
-            "labels": zlib.crc32(np.ascontiguousarray(self.labels, "<i4").data),
+            "labels": zlib.crc32(np.ascontiguousarray(self.labels, dtype).data),
             "images": images,
         }
 
@@ -221,7 +233,7 @@ def load(
             labels = _validated_labels(
                 shown, labels, whole.images, kind, found, num_classes, allowed
             )
-        train = Split(whole.images, labels)
+        train = dataclasses.replace(whole, labels=labels)
     if validation or examples_per_class:
         kept, held_out = _hold_out(found.strata(whole.labels), validation, examples_per_class)
         train = train.take(kept)
@@ -230,8 +242,9 @@ def load(
         labels = symmetric_noise(
             train.labels, fraction=label_noise, num_classes=num_classes, seed=seed
         )
-        train = Split(train.images, labels)
+        train = dataclasses.replace(train, labels=labels)
     mean_and_std = _normalisation(kind, train.images, mean, std)
+    splits = {split: examples.for_evaluation() for split, examples in splits.items()}
     return Dataset(name, num_classes, {"train": train} | splits, *mean_and_std, found, kind)
 
 
@@ -266,11 +279,12 @@ def _kind_and_task(arrays: Mapping[str, Any], image_size: int, task: str) -> tup
     else:
         kind = kinds.of_array("train images", images)
         shape = kind.validated("train images", images[:1]).shape[1:]
-    integers = labels.ndim > 0 and np.issubdtype(labels.dtype, np.integer)
+    numbers = labels.ndim > 0 and labels.dtype.kind in ("iu" if labels.ndim < 3 else "iuf")
     shown = f"{labels.dtype} {labels.shape}"
-    require_array(integers, "train labels", shown, "integers [N]")
+    require_array(numbers, "train labels", shown, "integers [N]")
     found = of_labels(task, labels, shape)
-    require(not image_size or found.one_label, "image_size", image_size, f"0 for {found.name}")
+    on_demand = found.one_label or found.whole_images
+    require(not image_size or on_demand, "image_size", image_size, f"0 for {found.name}")
     return kind, found
 
 
@@ -293,10 +307,11 @@ def _validated_split(
         )
         images = kind.validated(shown, images)
     if image_size:
-        images = LazyImages(images, image_size, f"dataset {name}, {split}")
+        shown_name, whole = f"dataset {name}, {split}", task.whole_images
+        images = LazyImages(images, image_size, shown_name, whole=whole)
     require_array(len(images) > 0, shown, len(images), "at least one")
     labels = _validated_labels(f"{split} labels", labels, images, kind, task, num_classes, allowed)
-    return Split(images, labels)
+    return Split(images, labels, task.moved if image_size and task.moves else None)
 
 
 def _validated_labels(
@@ -309,8 +324,9 @@ def _validated_labels(
     allowed: str,
 ) -> np.ndarray:
     """The labels in their final dtype; ``allowed`` states the range in words."""
-    fits = np.issubdtype(labels.dtype, np.integer) and task.fits(labels, images.shape[1:])
-    require_array(fits, name, f"{labels.dtype} {labels.shape}", f"integers {task.shape}")
+    fits = labels.dtype.kind in task.dtypes and task.fits(labels, images.shape[1:])
+    kind_of = "numbers" if "f" in task.dtypes else "integers"
+    require_array(fits, name, f"{labels.dtype} {labels.shape}", f"{kind_of} {task.shape}")
     require_array(
         len(labels) == len(images), name, len(labels), f"{len(images)}, as the {kind.name}"
     )

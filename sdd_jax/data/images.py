@@ -1,5 +1,6 @@
 """Image operations on the device: augmentation, normalisation, resizing."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,65 +11,66 @@ from jax.typing import ArrayLike
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.errors import require
 from sdd_jax.options import Count
-from sdd_jax.tasks.segmentation import UNLABELLED
+from sdd_jax.tasks import Window
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 RESIZE_BATCH = 1000  # images
 
 
 def augment(keys: jax.Array, images: jax.Array, **options: Any) -> jax.Array:
-    """Augments images that have no maps, see :func:`augment_pairs`."""
+    """Augments images whose labels do not move with them, see :func:`augment_pairs`."""
     return augment_pairs(keys, images, None, **options)[0]
 
 
 def augment_pairs(
     keys: jax.Array,
     images: jax.Array,
-    maps: jax.Array | None,
+    labels: jax.Array | None,
     *,
+    move: Callable[[jax.Array, Window, tuple[int, int]], jax.Array] | None = None,
     pad: Count = 0,
     flip: bool = False,
     drop_pixels: float = 0.0,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Crops, mirrors and perturbs images and maps of their pixels at random, each by its own key.
+    """Crops, mirrors and perturbs images, and labels of places in them, each by its own key.
 
     Args:
       keys: ``[B]`` PRNG keys.
       images: uint8 ``[B, H, W, C]``.
-      maps: labels of the pixels, uint8 ``[B, H, W]``, which are cropped and mirrored with the images;
-        those of the border are 255, unknown; or None.
+      labels: ``[B, ...]``, which move with the images; or None.
+      move: :meth:`sdd_jax.tasks.Task.moved` of their task.
       pad: width in pixels of the black border that is added on every side before a random ``[H, W]``
         crop is taken; less than H and W, see :func:`check_crop`.
       flip: mirror left to right with probability 1/2.
       drop_pixels: probability of setting a pixel to black, in all channels.
 
     Returns:
-      uint8 ``[B, H, W, C]``, and the maps.
+      uint8 ``[B, H, W, C]``, and the labels.
     """
     if not (pad or flip or drop_pixels):
-        return images, maps
+        return images, labels
 
-    def augment_one(key, image, label_map):
+    def augment_one(key, image, label):
+        height, width, _ = shape = image.shape
         u_top, u_left, u_flip = jax.random.uniform(key, (3,))
         top, left = (jnp.int32(u * (2 * pad + 1)) for u in (u_top, u_left))
-
-        def move(x, border):
-            if pad:
-                widths = ((pad, pad), (pad, pad), (0, 0))
-                padded = jnp.pad(x, widths, constant_values=border)
-                x = jax.lax.dynamic_slice(padded, (top, left, jnp.int32(0)), x.shape)
-            return jnp.where(u_flip < 0.5, x[:, ::-1], x) if flip else x
-
-        image = move(image, 0)
-        if label_map is not None:
-            label_map = move(label_map[..., None], UNLABELLED)[..., 0]
+        mirrored = u_flip < 0.5 if flip else False
+        if pad:
+            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+            image = jax.lax.dynamic_slice(padded, (top, left, jnp.int32(0)), shape)
+        if flip:
+            image = jnp.where(mirrored, image[:, ::-1], image)
+        if label is not None and (pad or flip):
+            assert move is not None
+            window = Window(top - pad, left - pad, height, width, mirrored)
+            label = move(label, window, (height, width))
         if drop_pixels:
             shape = (*image.shape[:2], 1)
             keep = jax.random.uniform(jax.random.fold_in(key, 1), shape) >= drop_pixels
             image = jnp.where(keep, image, jnp.zeros_like(image))
-        return image, label_map
+        return image, label
 
-    return jax.vmap(augment_one)(keys, images, maps)
+    return jax.vmap(augment_one)(keys, images, labels)
 
 
 def check_crop(pad: int, image_shape: tuple[int, int, int]) -> None:

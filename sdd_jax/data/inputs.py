@@ -55,11 +55,11 @@ class Inputs:
         raise NotImplementedError
 
     def augment(
-        self, keys: jax.Array, inputs: jax.Array, maps: jax.Array | None, **options: Any
+        self, keys: jax.Array, inputs: jax.Array, labels: jax.Array | None, **options: Any
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Augments inputs, each by its own key, and maps of labels of their pixels with them."""
+        """Augments inputs, each by its own key, and labels that move with them."""
         del keys, options
-        return inputs, maps
+        return inputs, labels
 
     def check_augmentation(self, shape: tuple[int, ...], options: dict[str, Any]) -> None:
         """Raises an InputError for an option of :func:`sdd_jax.data.images.augment` without a use."""
@@ -101,9 +101,9 @@ class Images(Inputs):
         """``(images / 255 - mean) / std``."""
         return images.normalise(inputs, mean, std)
 
-    def augment(self, keys, inputs, maps, **options):
+    def augment(self, keys, inputs, labels, **options):
         """:func:`sdd_jax.data.images.augment_pairs`."""
-        return images.augment_pairs(keys, inputs, maps, **options)
+        return images.augment_pairs(keys, inputs, labels, **options)
 
     def check_augmentation(self, shape, options):
         """The crop must not miss the image."""

@@ -21,6 +21,7 @@ from sdd_jax.data.inputs import Images, Inputs
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.devices import AXIS, all_devices, local_indices, shard
 from sdd_jax.mc_dropout import Prediction
+from sdd_jax.tasks import Classification, Task
 
 HostArray = np.ndarray | LazyImages
 
@@ -36,19 +37,21 @@ class Network:
       mean: means by channel, see :class:`sdd_jax.data.Dataset`.
       std: standard deviations by channel.
       inputs: the kind of its inputs.
+      task: what its outputs decide about.
     """
 
     model: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
     inputs: Inputs = dataclasses.field(default_factory=Images)
+    task: Task = dataclasses.field(default_factory=Classification)
 
     def logits(self, variables: Any, images: jax.Array, **options: Any) -> jax.Array:
         """Logits ``[B, K]`` of images ``[B, H, W, C]``, uint8 or float, with pixels in [0, 255].
 
-        Other tasks have ``[B, ..., K]``, other inputs another shape.
+        Other tasks have ``[B, ..., K]``, or what they read from it; other inputs have another shape.
         """
-        return self._apply(variables, self._normalised(images), **options)
+        return self.task.read_out(self._apply(variables, self._normalised(images), **options))
 
     def features(self, variables: Any, images: jax.Array) -> jax.Array:
         """Penultimate features ``[B, D]``, dropout off."""
@@ -64,7 +67,7 @@ class Network:
 
     def head(self, variables: Any, features: jax.Array) -> jax.Array:
         """Logits ``[B, K]`` of features ``[B, D]``."""
-        return self._apply(variables, features, method="head")
+        return self.task.read_out(self._apply(variables, features, method="head"))
 
     def _apply(self, *args: Any, **options: Any) -> Any:
         return self.model.apply(*args, **options)

@@ -121,11 +121,11 @@ class Evaluator:
         """The network with the normalisation of the data set."""
         dataset = self.setup.dataset
         mean, std = tuple(dataset.mean.tolist()), tuple(dataset.std.tolist())
-        return Network(self.setup.model, mean, std, dataset.inputs)
+        return Network(self.setup.model, mean, std, dataset.inputs, dataset.task)
 
     @functools.cached_property
     def logits(self) -> np.ndarray:
-        """Logits of the split, ``[N, K]``, dropout off, batch norm in evaluation mode."""
+        """Logits of the split, ``[N, K]``, or what the task reads from the outputs; dropout off."""
         return self.logits_of(self.images)
 
     @functools.cached_property
@@ -164,7 +164,7 @@ class Evaluator:
 
         They are those of the task's decisions. The task's own metrics are added.
         """
-        logits, labels, _ = self.decisions
+        logits, labels, *_ = self.decisions
         log_probs = metrics.log_softmax(logits)
         result = metrics.compute(log_probs, labels, "accuracy")
         if log_probs.shape[-1] > 5:

@@ -50,7 +50,7 @@ def with_sd_dropout(
     For an objective with two views of each image, masks alternate between the views, as the authors
     combine SD-Dropout with DDGSD.
 
-    The term is :func:`sdd_jax.losses.sd_dropout_loss_from_logits`, with the divergence of the task. Two
+    The term is :func:`sdd_jax.losses.sd_dropout_loss_from_logits`, as the task applies it. Two
     diagnostics are logged beside it: ``sd_dropout/entropy``, the mean entropy of the dropped posteriors
     in nats, and ``sd_dropout/agreement``, the fraction of pairs of masks that predict the same class.
 
@@ -101,22 +101,17 @@ def with_sd_dropout(
             resume = jax.vmap(lambda x: output.view.resume(x, position))  # batch norm: per sample
             return list(resume(jnp.stack(samples)))
 
-        task, valid = batch.task, batch.task.valid(batch.labels)
+        task, labels = batch.task, batch.labels
 
         def term(logits, gradient):
-            values = losses.sd_dropout_loss_from_logits(
-                logits,
-                temperature=temperature,
-                gradient=gradient,
-                where=None if valid is None else valid[..., None],
-                divergence=task.divergence,
-            )
-            return task.per_example(values, valid)
+            return task.sd_dropout(logits, labels, temperature=temperature, gradient=gradient)
 
         logits = dropped_logits(points)
-        classes = [task.classes(jax.lax.stop_gradient(z)) for z in logits]
+        choices = [task.choices(jax.lax.stop_gradient(z), labels) for z in logits]
+        _, _, valid = choices[0]
         metrics = {
-            name: task.per_example(values, valid) for name, values in _diagnostics(classes).items()
+            name: task.per_example(values, valid)
+            for name, values in _diagnostics([z for z, _, _ in choices]).items()
         }
         if gradient_cosine:
             gradients = [

@@ -1,13 +1,14 @@
 """The interface between a task and the program.
 
 A task reads labels as *decisions*, each a choice between classes: one for each example, for each label
-it may have, or for each pixel. Loss, accuracy, calibration and selective classification are those of
-the decisions, so a task has all of them once it says what its decisions are. It adds the metrics of its
-field.
+it may have, for each pixel, or for each box. Loss, accuracy, calibration and selective classification
+are those of the decisions, so a task has all of them once it says what its decisions are. It adds the
+metrics of its field.
 """
 
 import abc
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -43,11 +44,13 @@ class Decisions(NamedTuple):
       logits: ``[M, C]``.
       labels: int ``[M]`` in [0, C).
       example: int ``[M]`` in [0, N), the example that each belongs to.
+      num_examples: N.
     """
 
     logits: np.ndarray
     labels: np.ndarray
     example: np.ndarray
+    num_examples: int
 
     def by_example(self, values: np.ndarray) -> np.ndarray:
         r"""Sums up what each decision contributes to a mean, by example, for intervals over examples.
@@ -61,20 +64,39 @@ class Decisions(NamedTuple):
           values: ``[M]``.
 
         Returns:
-          ``[N]``; of the examples with at least one decision.
+          ``[N]``; the mean for an example without a decision.
         """
-        _, index = np.unique(self.example, return_inverse=True)
-        if len(index) == (count := int(index.max(initial=-1)) + 1):
+        if np.array_equal(self.example, np.arange(self.num_examples)):
             return values
-        mean = values.mean()
-        return mean + np.bincount(index, values - mean, count) * (count / len(values))
+        mean, count = values.mean(), self.num_examples
+        return mean + np.bincount(self.example, values - mean, count) * (count / len(values))
 
     def thinned(self, most: int) -> "Decisions":
         """At most ``most`` evenly spaced decisions."""
         stride = max(1, -(-len(self.labels) // most))
-        return Decisions(*(array[::stride] for array in self))
+        logits, labels, example = (x[::stride] for x in (self.logits, self.labels, self.example))
+        return Decisions(logits, labels, example, self.num_examples)
 
 
+class Window(NamedTuple):
+    """The part of an image that a view of it shows.
+
+    Attributes:
+      top: first row, in pixels of the image. What lies beyond the image is a border.
+      left: first column.
+      height: number of rows; the view has as many, or is resized.
+      width: number of columns.
+      mirrored: whether the view is then mirrored left to right.
+    """
+
+    top: Any
+    left: Any
+    height: Any
+    width: Any
+    mirrored: Any = False
+
+
+@dataclasses.dataclass(frozen=True)  # equal to another of its class, for compiled functions
 class Task(abc.ABC):
     """What the labels of a data set are, and how the outputs of a head decide about them.
 
@@ -86,7 +108,10 @@ class Task(abc.ABC):
       noun: what a decision is about, in the singular; empty: an example.
       figures: ``{metric: its name in tables}`` of the field's own metrics, fractions of 1.
       one_label: whether each example has exactly one label. Most objectives and checks need that.
-      of_pixels: whether each pixel of an image has a label, which moves with it.
+      moves: whether labels are of places in an image, so that they move when it is cropped or mirrored.
+      whole_images: whether a view must show the whole image, where images have any size.
+      fixed_decisions: whether the labels alone say which decisions there are, for any outputs.
+      dtypes: kinds of NumPy dtypes that labels can have.
       divergence: of two outputs of the head, for SD-Dropout: one of the library's divergences.
     """
 
@@ -95,7 +120,10 @@ class Task(abc.ABC):
     noun: ClassVar[str] = ""
     figures: ClassVar[Mapping[str, str]] = {}
     one_label: ClassVar[bool] = False
-    of_pixels: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
+    whole_images: ClassVar[bool] = False
+    fixed_decisions: ClassVar[bool] = True
+    dtypes: ClassVar[str] = "iu"
     divergence: ClassVar[Callable[..., jax.Array]] = staticmethod(losses.symmetric_kl)
 
     # ----------------------------------------------------------------------- labels, on the host
@@ -128,9 +156,22 @@ class Task(abc.ABC):
         """The groups within which examples are held out, int ``[N]``."""
         return np.zeros(len(labels), np.int32)
 
-    def output_shape(self, label_shape: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
-        """Shape of the network's outputs for an example with labels of shape ``label_shape``."""
+    def output_shape(
+        self, input_shape: tuple[int, ...], label_shape: tuple[int, ...], num_classes: int
+    ) -> tuple[int, ...]:
+        """Shape of the network's outputs for an input of a shape with labels of another."""
+        del input_shape
         return (*label_shape, num_classes)
+
+    def moved(self, labels: Any, window: Window, shape: tuple[int, int]) -> Any:
+        """The labels of a view of one image, if they move with it.
+
+        Args:
+          labels: those of the image, of NumPy or JAX.
+          window: what the view shows.
+          shape: height and width of the view in pixels.
+        """
+        raise NotImplementedError
 
     # -------------------------------------------------------------------------- in a training step
 
@@ -150,6 +191,31 @@ class Task(abc.ABC):
             labels = jnp.where(valid, labels, 0)
         return self.per_example(losses.cross_entropy(self.classes(outputs), labels), valid)
 
+    def sd_dropout(
+        self, samples: Sequence[jax.Array], labels: jax.Array, **options: Any
+    ) -> jax.Array:
+        """The term of SD-Dropout of each example ``[B]``: the mean over its decisions.
+
+        Args:
+          samples: outputs of the head ``[B, ...]`` on features with different masks.
+          labels: ``[B, ...]``.
+          **options: of :func:`sdd_jax.losses.sd_dropout_loss_from_logits`.
+        """
+        valid = self.valid(labels)
+        where = None if valid is None else valid[..., None]
+        values = losses.sd_dropout_loss_from_logits(
+            samples, where=where, divergence=self.divergence, **options
+        )
+        return self.per_example(values, valid)
+
+    def choices(self, outputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any, Any]:
+        """Decisions to report the accuracy of while training.
+
+        Returns:
+          Logits ``[B, ..., C]``, labels ``[B, ...]``, and which of them count; None: all.
+        """
+        return self.classes(outputs), labels, self.valid(labels)
+
     def per_example(self, values: jax.Array, valid: jax.Array | None) -> jax.Array:
         """Mean over the decisions of each example that count, ``[B]``; 0 where there are none.
 
@@ -166,9 +232,14 @@ class Task(abc.ABC):
 
     # ------------------------------------------------------------------------------ in an evaluation
 
-    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        """Probabilities of the shape of the outputs."""
-        shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    def read_out(self, outputs: jax.Array) -> jax.Array:
+        """What an evaluation keeps of the outputs of a batch; the rest stays on the device. Traced."""
+        return outputs
+
+    def probabilities(self, outputs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """Probabilities in place of the logits z, from z / T; of the shape of the outputs."""
+        scaled = outputs / temperature
+        shifted = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
         return shifted / shifted.sum(axis=-1, keepdims=True)
 
     def decisions(self, outputs: np.ndarray, labels: np.ndarray) -> Decisions:
@@ -179,10 +250,9 @@ class Task(abc.ABC):
         )
         valid = self.valid(labels)
         if valid is None:
-            return Decisions(
-                logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), example.reshape(-1)
-            )
-        return Decisions(logits[valid], labels[valid], example[valid])
+            flat = logits.reshape(-1, logits.shape[-1])
+            return Decisions(flat, labels.reshape(-1), example.reshape(-1), len(labels))
+        return Decisions(logits[valid], labels[valid], example[valid], len(labels))
 
     def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The field's own metrics of N examples, in the order of ``figures``."""
@@ -216,7 +286,7 @@ def of_labels(name: str, labels: np.ndarray, input_shape: tuple[int, ...]) -> Ta
     ]
     known = {entry: tasks.get(entry)() for entry in ([name] if name else package)}
     for task in known.values():
-        if task.fits(labels, input_shape):
+        if labels.dtype.kind in task.dtypes and task.fits(labels, input_shape):
             return task
     shown = f"{labels.dtype} {list(labels.shape)}"
     of = f"for inputs of shape {list(input_shape)}"

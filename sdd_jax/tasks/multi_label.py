@@ -45,7 +45,9 @@ class MultiLabel(Task):
         require_array(low >= 0 and high <= 1, name, low if low < 0 else high, "0 or 1")
         return labels.astype(np.int8)
 
-    def output_shape(self, label_shape: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
+    def output_shape(
+        self, input_shape: tuple[int, ...], label_shape: tuple[int, ...], num_classes: int
+    ) -> tuple[int, ...]:
         """``(K,)``."""
         return label_shape
 
@@ -58,9 +60,9 @@ class MultiLabel(Task):
         """Binary cross-entropy, summed over the classes, ``[B]``."""
         return labels.shape[-1] * super().loss(outputs, labels)
 
-    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+    def probabilities(self, outputs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """The sigmoids, ``[N, K]``."""
-        return super().probabilities(self.classes(outputs))[..., 1]
+        return super().probabilities(self.classes(outputs), temperature)[..., 1]
 
     def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Mean average precision over the classes that an example has; nan without any."""

@@ -2,10 +2,12 @@
 
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.errors import require, require_array
-from sdd_jax.tasks.base import Task, tasks
+from sdd_jax.tasks.base import Task, Window, tasks
 
 UNLABELLED = 255
 
@@ -20,7 +22,7 @@ class Segmentation(Task):
     shape = "[N, H, W]"
     noun = "pixel"
     figures: ClassVar = {"miou": "mIoU"}
-    of_pixels = True
+    moves = True
 
     def fits(self, labels: np.ndarray, input_shape: tuple[int, ...]) -> bool:
         """Labels ``[N, H, W]`` of images ``[N, H, W, C]``."""
@@ -42,6 +44,21 @@ class Segmentation(Task):
         allowed += f", or {UNLABELLED}, unknown"
         require_array(in_range, name, low if low < 0 else high, f"in {allowed}")
         return labels.astype(np.uint8)
+
+    def moved(self, labels: Any, window: Window, shape: tuple[int, int]) -> Any:
+        """The label at the centre of each pixel of the view; 255 beyond the image."""
+        xp = jnp if isinstance(labels, jax.Array) else np
+        (rows, inside_rows), (columns, inside_columns) = (
+            _nearest(xp, first, extent, size, of)
+            for first, extent, size, of in zip(
+                window[:2], window[2:4], shape, labels.shape, strict=True
+            )
+        )
+        inside = inside_rows[:, None] & inside_columns[None]
+        view = xp.where(inside, labels[rows[:, None], columns[None]], UNLABELLED).astype(
+            labels.dtype
+        )
+        return xp.where(window.mirrored, view[:, ::-1], view)
 
     def valid(self, labels: Any) -> Any:
         """Where the label is not 255."""
@@ -86,3 +103,11 @@ class Segmentation(Task):
         iou = both.sum(axis=0) / total
         influence = len(labels) * np.sum((both - union * iou) / total, axis=-1)
         return {"miou": (iou.sum() + influence) / max(1, occurring.sum())}
+
+
+def _nearest(xp: Any, first: Any, extent: Any, size: int, of: int) -> tuple[Any, Any]:
+    """Indices in an axis of ``of`` pixels of the ``size`` pixels of a view, and which are inside."""
+    first, extent = (xp.asarray(x, xp.float32) for x in (first, extent))
+    centres = xp.arange(size, dtype=xp.float32) + 0.5
+    index = xp.floor(first + centres * extent / size).astype(xp.int32)
+    return xp.clip(index, 0, of - 1), (index >= 0) & (index < of)

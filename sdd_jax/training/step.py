@@ -47,8 +47,8 @@ def train_step(
       model: the network.
       objective: the loss to minimise.
       optimizer: the gradient transformation and the average of the parameters.
-      prepare: ``(keys [B], raw inputs) -> inputs``: augmentation and normalisation. If the labels are
-        those of pixels, ``(keys, (raw inputs, labels)) -> (inputs, labels)``, which move together.
+      prepare: ``(keys [B], raw inputs) -> inputs``: augmentation and normalisation. If the labels move
+        with the images, ``(keys, (raw inputs, labels)) -> (inputs, labels)``.
       task: what the labels are.
       seed: the root of all randomness.
       steps_per_epoch: number of steps per epoch, for objectives that depend on the clock.
@@ -70,14 +70,14 @@ def train_step(
             return example_keys(seed, stream, state.step, raw.position)
 
         labels = raw.labels
-        if task.of_pixels:
+        if task.moves:
             image, labels = prepare(keys("augment0"), (raw.views[0], labels))
             views = (image,)
         else:
             views = tuple(prepare(keys(f"augment{v}"), raw) for v, raw in enumerate(raw.views))
         batch = Batch(
             views=views,
-            labels=labels.astype(jnp.int32),
+            labels=labels.astype(jnp.float32 if labels.dtype.kind == "f" else jnp.int32),
             index=raw.index,
             position=raw.position,
             clock=Clock(state.step, steps_per_epoch, total_steps),
@@ -154,12 +154,12 @@ def _scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
 
 def _metrics(output: Output, batch: Batch, *, with_accuracy: bool) -> dict[str, jax.Array]:
     """Means of terms and metrics over the batch; checks that they are per-example values."""
-    task, labels = batch.task, batch.labels
-    classes, valid = task.classes(output.view.logits), task.valid(labels)
-    per_example = {"entropy": task.per_example(losses.entropy(classes), valid)} | output.metrics
+    task = batch.task
+    logits, labels, valid = task.choices(output.view.logits, batch.labels)
+    per_example = {"entropy": task.per_example(losses.entropy(logits), valid)} | output.metrics
     per_example |= {name: term.values for name, term in output.terms.items()}
     if with_accuracy:
-        correct = (jnp.argmax(classes, axis=-1) == labels).astype(jnp.float32)
+        correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
         per_example["accuracy"] = task.per_example(correct, valid)
     for name, values in per_example.items():
         message = f"{name!r} must have one value per example"

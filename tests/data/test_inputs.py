@@ -8,6 +8,7 @@ import pytest
 from sdd_jax import data
 from sdd_jax.data.images import augment, augment_pairs
 from sdd_jax.errors import InputError
+from sdd_jax.tasks import tasks
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(20) % 4
@@ -81,14 +82,15 @@ def test_features_are_normalised_by_the_moments_of_the_training_features(load):
         (IMAGES, SETS + 1, {}, "train labels must be 0 or 1, got 2"),
         (IMAGES, SETS, {"num_classes": 3}, "columns of train labels must be 3.*, got 4"),
         (IMAGES, MAPS, {"num_classes": 2}, r"train labels must be in \[0, 2\).*or 255.*, got 2"),
-        (IMAGES, MAPS[:, :5], {}, r"task: no task .* has labels int64 \[20, 5, 6\]"),
+        (IMAGES, MAPS[:, :, :4], {}, r"task: no task .* has labels int64 \[20, 6, 4\]"),
         (IMAGES, LABELS, {"task": "segmentation"}, "task: 'segmentation' does not fit labels"),
         (IMAGES, LABELS, {"task": "poetry"}, "^task: must be one of classification"),
         (IMAGES, SETS, {"label_noise": 0.1}, "label_noise: must be 0.0 for multi_label, got 0.1"),
         (IMAGES, MAPS, {"examples_per_class": 1}, "examples_per_class: must be 0 for segmentation"),
-        (IMAGES, MAPS * 1.0, {}, "train labels must be integers"),
+        (IMAGES, MAPS * 1.0, {}, r"task: no task .* has labels float64 \[20, 6, 6\]"),
+        (IMAGES, SETS * 1.0, {}, "train labels must be integers"),
     ],
-    ids=range(12),
+    ids=range(13),
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_line(load, inputs, labels, options, message):
     with pytest.raises(InputError, match=message) as caught:
@@ -112,7 +114,8 @@ def test_maps_move_with_their_images():
     keys = jax.random.split(jax.random.key(0), 20)
     images, maps = IMAGES[..., :1] // 2 + 1, IMAGES[..., 0] // 2 + 1  # in [1, 128]
     options = {"pad": 2, "flip": True}
-    moved, moved_maps = augment_pairs(keys, images, maps, **options)
+    move = tasks.get("segmentation")().moved
+    moved, moved_maps = augment_pairs(keys, images, maps, move=move, **options)
     np.testing.assert_array_equal(moved, augment(keys, images, **options))
     beyond = np.asarray(moved)[..., 0] == 0
     assert 0 < beyond.mean() < 0.5

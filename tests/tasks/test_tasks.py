@@ -159,7 +159,7 @@ def test_decisions_are_those_that_count():
 
 
 def test_few_decisions_stand_for_many():
-    many = Decisions(np.zeros((10, 2)), np.arange(10), np.arange(10))
+    many = Decisions(np.zeros((10, 2)), np.arange(10), np.arange(10), 10)
     np.testing.assert_array_equal(many.thinned(10).labels, np.arange(10))
     np.testing.assert_array_equal(many.thinned(4).labels, [0, 3, 6, 9])
 
@@ -167,11 +167,11 @@ def test_few_decisions_stand_for_many():
 def test_contributions_of_examples_are_the_jackknife_of_a_ratio():
     example = np.repeat(np.arange(40), RNG.integers(1, 30, size=40))
     values = RNG.random(len(example)) + 0.1 * example
-    mean, found = values.mean(), Decisions(values, values, example).by_example(values)
+    mean, found = values.mean(), Decisions(values, values, example, 40).by_example(values)
     np.testing.assert_allclose(found.mean(), mean, rtol=1e-12)
     without = np.array([values[example != n].mean() for n in range(40)])
     np.testing.assert_allclose(found - mean, (mean - without) * 39, rtol=0.2, atol=0.1)
-    one_each = Decisions(values[:5], values[:5], np.arange(5))
+    one_each = Decisions(values[:5], values[:5], np.arange(5), 5)
     np.testing.assert_array_equal(one_each.by_example(values[:5]), values[:5])
 
 

@@ -69,7 +69,7 @@ class Calibration(Check):
     def __call__(self, evaluator: Evaluator) -> CheckResult:
         """Measures the calibration, and fits the temperature."""
         decisions, noun = evaluator.some_decisions, evaluator.setup.dataset.noun
-        logits, labels, _ = decisions
+        logits, labels, *_ = decisions
         log_probs = metrics.log_softmax(logits)
         confidence = np.exp(log_probs.max(axis=-1))
         gaps = (log_probs.argmax(axis=-1) == labels) - confidence

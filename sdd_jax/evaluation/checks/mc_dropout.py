@@ -32,7 +32,9 @@ class MCDropout(Check):
     mc_rate: Rate = 0.0
 
     def requirement(self, setup: EvaluationSetup) -> str:
-        """Requires a run with dropout, or the option ``mc_rate``."""
+        """Requires dropout, or the option ``mc_rate``, and the same decisions for all masks."""
+        if not (task := setup.dataset.task).fixed_decisions:
+            return f"mc_dropout needs decisions that are the same for all masks, got {task.name}"
         if setup.mask_rate(self.mc_rate) is None:
             return "mc_dropout needs a run with dropout, or the option mc_rate"
         return ""
