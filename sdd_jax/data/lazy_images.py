@@ -12,12 +12,17 @@ import numpy as np
 from PIL import Image
 
 from sdd_jax.errors import InputError
+from sdd_jax.tasks import Window
 
-# Training crops, as in the Inception papers and torchvision.
+# Training crops of a part of the image, as in the Inception papers and torchvision.
 AREA = (0.08, 1.0)  # fraction of the image
 RATIO = (3 / 4, 4 / 3)  # width to height
 ATTEMPTS = 10
 RESIZE = 256 / 224  # short side of a test image to the side of its crop
+SCALES = (
+    0.6,
+    1.4,
+)  # side of a training crop to the long side of the image, where views show all of it
 THREADS = min(8, os.cpu_count() or 1)
 CHECKSUM_IMAGES = 64  # files may be on a slow disk
 
@@ -29,8 +34,9 @@ class UndecodableImageError(InputError):
 class LazyImages:
     """An array uint8 ``[N, size, size, 3]`` of images that are decoded when they are read.
 
-    ``np.asarray`` gives the evaluation view of each image, see :func:`central_view`. Indexing with a
-    slice or an index vector decodes nothing.
+    ``np.asarray`` gives the evaluation view of each image, see :func:`central_view`; or, if views are to
+    show whole images, the image resized so that its long side is that of the view, with a black border
+    below or to the right. Indexing with a slice or an index vector decodes nothing.
 
     Args:
       images: N encoded image files, or arrays uint8 ``[H, W, C]`` with C 1 or 3.
@@ -38,6 +44,7 @@ class LazyImages:
       name: name of the images in error messages.
       index: indices into ``images`` of the images in this array; by default all.
       resize: short side of a resized image to the side of its evaluation view.
+      whole: whether evaluation views show whole images, and training views keep the aspect ratio.
 
     Raises:
       UndecodableImageError: when an image is read whose contents are damaged.
@@ -54,8 +61,11 @@ class LazyImages:
         name: str,
         index: np.ndarray | None = None,
         resize: float = RESIZE,
+        whole: bool = False,
     ):
-        self._images, self._size, self._name, self._resize = images, size, name, resize
+        self._images: Any = images
+        self._size, self._name, self._resize = size, name, resize
+        self._whole = whole
         self._index = np.arange(len(images)) if index is None else index
 
     @property
@@ -68,8 +78,12 @@ class LazyImages:
 
     def __getitem__(self, index):
         if isinstance(index, (int, np.integer)):
-            return central_view(self._decoded(int(index)), self._size, resize=self._resize)
-        return LazyImages(self._images, self._size, self._name, self._index[index], self._resize)
+            image = self._decoded(int(index))
+            if self._whole:
+                return self._view(image, whole_window(image.height, image.width))
+            return central_view(image, self._size, resize=self._resize)
+        chosen = self._index[index]
+        return LazyImages(self._images, self._size, self._name, chosen, self._resize, self._whole)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         views = np.empty(self.shape, np.uint8)
@@ -79,11 +93,28 @@ class LazyImages:
                 views[i] = view
         return views if dtype is None else views.astype(dtype, copy=False)
 
-    def random_view(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """The training view of one image, uint8 ``[size, size, 3]``: a resized :func:`random_box`."""
+    def random_view(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Window]:
+        """The training view of one image, uint8 ``[size, size, 3]``, and the part that it shows.
+
+        This is a :func:`random_box`, or a :func:`random_square` if views show whole images.
+        """
         image = self._decoded(index)
-        left, top, width, height = random_box(rng, image.width, image.height)
-        crop = image.crop((left, top, left + width, top + height))
+        draw = random_square if self._whole else random_box
+        left, top, width, height = draw(rng, image.width, image.height)
+        window = Window(top, left, height, width)
+        return self._view(image, window), window
+
+    def windows(self) -> list[Window]:
+        """The parts that evaluation views of whole images show; the stored images know their sizes.
+
+        Raises:
+          AttributeError: they have no ``sizes``, ``[N, 2]``: height and width.
+        """
+        return [whole_window(*map(int, size)) for size in self._images.sizes[self._index]]
+
+    def _view(self, image: Image.Image, window: Window) -> np.ndarray:
+        right, bottom = window.left + window.width, window.top + window.height
+        crop = image.crop((window.left, window.top, right, bottom))  # black beyond the image
         return _resized(crop, (self._size, self._size))
 
     def checksum(self) -> int:
@@ -145,6 +176,34 @@ def central_view(image: Image.Image, size: int, *, resize: float = RESIZE) -> np
     width, height = (target if side == short else target * side // short for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return _resized(image, (width, height))[top : top + size, left : left + size]
+
+
+def whole_window(height: int, width: int) -> Window:
+    """The square that has the image in its upper left corner."""
+    side = max(height, width)
+    return Window(0, 0, side, side)
+
+
+def random_square(rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
+    """Draws a square as CenterNet does: of random side and position, which keeps the aspect ratio.
+
+    The side is 0.6 to 1.4 times the long side of the image. The square lies within the image where it
+    is shorter, and holds the image where it is longer.
+
+    Args:
+      rng: source of the square.
+      width: width of the image in pixels.
+      height: height of the image in pixels.
+
+    Returns:
+      Left, top, width and height.
+    """
+    side = max(1, round(max(width, height) * rng.uniform(*SCALES)))
+    left, top = (
+        int(rng.integers(min(0, n - side), max(0, n - side), endpoint=True))
+        for n in (width, height)
+    )
+    return left, top, side, side
 
 
 def random_box(rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:

@@ -103,7 +103,8 @@ def test_crops_depend_on_seed_step_view_and_position(build, lazy):
         assert position == 2 * d + b
         for v, view in enumerate((first, second)):
             rng = np.random.default_rng((3988929947, 0, s, v, position))  # CRC-32 of "crop"
-            np.testing.assert_array_equal(view[d, s, b], lazy.images.random_view(example, rng))
+            crop, _ = lazy.images.random_view(example, rng)
+            np.testing.assert_array_equal(view[d, s, b], crop)
         assert not np.array_equal(first[d, s, b], second[d, s, b])
     other_seed = jax.device_get(build(lazy, sampler="two_views", seed=1).inputs(0, 1))
     assert not np.array_equal(other_seed["views"][0][:, 0], first[:, 0])
@@ -186,7 +187,7 @@ def test_the_next_decodable_image_of_the_class_replaces_a_damaged_one(build, hol
             np.testing.assert_array_equal(batch.labels, LABELS[drawn[:, 0]])
             for v, b in np.ndindex(index.shape[1], 2):
                 rng = np.random.default_rng((3988929947, 0, step, v, 2 * d + b))
-                crop = lazy.images.random_view(int(index[b, v]), rng)
+                crop, _ = lazy.images.random_view(int(index[b, v]), rng)
                 np.testing.assert_array_equal(batch.views[v][b], crop)
             replaced += (index != drawn).any(axis=-1).sum()
     assert engine.skipped(0, stop) == replaced > 0

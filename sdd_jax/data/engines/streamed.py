@@ -27,6 +27,7 @@ from sdd_jax.data.lazy_images import LazyImages, UndecodableImageError
 from sdd_jax.data.samplers import BatchOrder
 from sdd_jax.devices import to_devices
 from sdd_jax.errors import Failure, InputError, writing
+from sdd_jax.tasks import Window
 
 CROP = zlib.crc32(b"crop")  # random stream of the training views
 SHARED_MEMORY = "/dev/shm"  # a file system in memory, on Linux
@@ -86,7 +87,8 @@ class StreamedEngine:
             labels=split.labels, batch_size=batch_size, sampler=sampler, seed=seed
         )
         self.steps_per_epoch = self._order.steps_per_epoch
-        self.resident = {"labels": split.labels}
+        # Labels that move with the crops come with the batches.
+        self.resident = {} if split.move else {"labels": split.labels}
         self._batches: Any = None
         self._next: int | None = None
         self._skipped: set[int] = set()  # indices in the training set
@@ -122,7 +124,8 @@ class StreamedEngine:
     def gather(self, resident: dict[str, jax.Array], inputs: dict[str, Any]) -> RawBatch:
         """Takes the views as they are; the labels are those of view 0."""
         index = inputs["index"][:, 0]
-        return RawBatch(inputs["views"], resident["labels"][index], index, inputs["position"])
+        labels = inputs["labels"] if "labels" in inputs else resident["labels"][index]
+        return RawBatch(inputs["views"], labels, index, inputs["position"])
 
     def skipped(self, start: int, stop: int) -> int:
         """Number of this host's examples in the steps ``[start, stop)`` that replace another.
@@ -217,11 +220,16 @@ class Batches:
     def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[int, str]]:
         step, skipped = self._start + index, {}
         examples, position = np.array(self._order.index(step)), self._order.position
-        views = tuple(
-            self._view(step, v, examples[..., v], position, skipped)
-            for v in range(examples.shape[-1])
+        views, labels = zip(
+            *(
+                self._view(step, v, examples[..., v], position, skipped)
+                for v in range(examples.shape[-1])
+            ),
+            strict=True,
         )
         batch = {"views": views, "index": examples, "position": position}
+        if self._split.move is not None:
+            batch["labels"] = labels[0]
         return jax.tree.map(lambda x: x[:, None], batch), skipped
 
     def _view(
@@ -231,24 +239,28 @@ class Batches:
         examples: np.ndarray,
         position: np.ndarray,
         skipped: dict[int, str],
-    ) -> np.ndarray:
-        """One view of each example; ``examples`` and ``skipped`` are updated."""
-        images = self._split.images
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One view of each example, and its labels; ``examples`` and ``skipped`` are updated."""
+        images, move = self._split.images, self._split.move
         if isinstance(images, np.ndarray):
-            return images[examples]
-        crops = np.empty((*examples.shape, *images.shape[1:]), np.uint8)
+            return images[examples], self._split.labels[examples]
+        crops, windows = np.empty((*examples.shape, *images.shape[1:]), np.uint8), {}
         for i in np.ndindex(examples.shape):
             rng = np.random.default_rng((CROP, self._seed, step, view, int(position[i])))
-            crops[i], examples[i] = self._crop(images, int(examples[i]), rng, skipped)
-        return crops
+            crops[i], windows[i], examples[i] = self._crop(images, int(examples[i]), rng, skipped)
+        labels = self._split.labels[examples]
+        if move is not None:
+            for i, window in windows.items():
+                labels[i] = move(labels[i], window, images.shape[1:3])
+        return crops, labels
 
     def _crop(
         self, images: LazyImages, example: int, rng: np.random.Generator, skipped: dict[int, str]
-    ) -> tuple[np.ndarray, int]:
+    ) -> tuple[np.ndarray, Window, int]:
         """The crop of an example, or of the next of its class that can be decoded, and its index."""
         for candidate in self._candidates(example):
             try:
-                return images.random_view(candidate, rng), candidate
+                return *images.random_view(candidate, rng), candidate
             except UndecodableImageError as error:
                 if self._on_error == "stop":
                     raise InputError(
@@ -256,12 +268,18 @@ class Batches:
                     ) from error
                 skipped[candidate] = str(error)
         label = self._split.labels[example]
-        raise InputError(f"{skipped[example]}; nor can any other image of class {label}")
+        others = f"any other image of class {label}" if np.ndim(label) == 0 else "any other"
+        raise InputError(f"{skipped[example]}; nor can {others}")
 
     def _candidates(self, example: int) -> Iterator[int]:
-        """The example, then the others of its class, cyclically in the order of the training set."""
+        """The example, then the others of its class, cyclically in the order of the training set.
+
+        Of images with several labels, all are of one class.
+        """
         yield example
-        members = np.flatnonzero(self._split.labels == self._split.labels[example])
+        labels = self._split.labels
+        same = labels == labels[example] if labels.ndim == 1 else np.full(len(labels), True)
+        members = np.flatnonzero(same)
         first = np.searchsorted(members, example) + 1
         yield from map(int, np.roll(members, -first)[:-1])
 
