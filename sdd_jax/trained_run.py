@@ -55,7 +55,8 @@ class TrainedRun:
 
     In place of images, a run may take features, floating-point ``[N, D]``, or token ids, integers
     ``[N, L]``. Where the labels of its data are ``[N, H, W]``, one for each pixel, its results are
-    ``[N, H, W, K]`` in place of ``[N, K]``.
+    ``[N, H, W, K]`` in place of ``[N, K]``. Those of a detector are detections ``[N, P, 6]``: left, top,
+    width and height in pixels, class, and logit or score, from the highest.
 
     Attributes:
       config: the complete config.
@@ -169,8 +170,12 @@ class TrainedRun:
           each of them is a choice between no and yes: ``[N, K, 2]`` and ``[N, K]``.
 
         Raises:
-          ValueError: images of another dtype or shape, a number out of range, or no dropout.
+          ValueError: images of another dtype or shape, a number out of range, no dropout, or a detector.
         """
+        if not self.task.fixed_decisions:
+            raise ValueError(
+                f"the {self.task.noun}s of two masks differ, so that there is no mean of them"
+            )
         if num_samples < 1 or not 0 <= rate < 1:
             raise ValueError(
                 f"num_samples must be at least 1 and rate in [0, 1), got {num_samples} and {rate}"

@@ -13,6 +13,7 @@ from sdd_jax.errors import InputError
 from sdd_jax.evaluate import evaluate_workdir
 from sdd_jax.experiment import load_experiment
 from sdd_jax.models import Classifier, models
+from sdd_jax.models.centernet import CenterNet
 from sdd_jax.tasks import tasks
 from sdd_jax.train import train_and_evaluate
 
@@ -24,12 +25,18 @@ TOKENS[::2] += 15  # the classes have no token in common
 IMAGES = RNG.integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
 MAPS = IMAGES.argmax(axis=-1)  # the strongest colour of each pixel
 MAPS[:, 0] = 255
+SQUARES, BOXES = np.zeros((96, 16, 16, 3), np.uint8), np.zeros((96, 2, 5))
+for image, (box, none) in zip(SQUARES, BOXES, strict=True):
+    colour, (left, top) = RNG.integers(3), RNG.integers(12, size=2)
+    image[top : top + 4, left : left + 4, colour], box[:] = 255, (colour, left, top, 4, 4)
+    none[0] = -1
 CASES = {
     "features": (FEATURES, SETS[:, 0], "linear", {}),
     "multi_label": (FEATURES, SETS, "mlp", {"width": 16, "depth": 1}),
     "tokens": (TOKENS, TOKENS[:, 0] // 15, "bag_of_tokens",
                {"vocabulary": 30, "embedding": 8, "width": 8}),
     "segmentation": (IMAGES, MAPS, "pixels_in_test", {}),
+    "detection": (SQUARES, BOXES, "cells_in_test", {}),
 }  # fmt: skip
 
 
@@ -42,6 +49,18 @@ class Pixels(nn.Module):
     @nn.compact
     def __call__(self, images, *, train, dropout_keys):
         return nn.relu(nn.Dense(16)(images))
+
+
+@models.register("cells_in_test")
+def cells(*, num_classes: int) -> CenterNet:
+    return CenterNet(Cells(), num_classes)
+
+
+class Cells(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train, dropout_keys):
+        x = nn.relu(nn.Conv(32, (12, 12), (4, 4))(images))
+        return nn.relu(nn.Dense(64)(x))
 
 
 @tasks.register("exact_in_test")
@@ -66,8 +85,9 @@ def small(folder, case):
     config.optimizer.learning_rate = 0.1
     config.sd_dropout.weight = 0.1
     config.batch_size = 16
-    config.duration = "8 epochs"
-    config.eval_every = config.checkpoint_every = "4 epochs"
+    epochs = 64 if case == "detection" else 8
+    config.duration = f"{epochs} epochs"
+    config.eval_every = config.checkpoint_every = f"{epochs // 2} epochs"
     config.log_to = ()
     return config
 
@@ -82,8 +102,9 @@ def trained(request, tmp_path_factory):
 
 def test_a_run_reports_the_metric_of_its_task(trained, capsys):
     case, folder, result = trained
-    own = {"multi_label": "eval/map", "segmentation": "eval/miou"}.get(case, "eval/accuracy")
-    chance = {"multi_label": 0.6, "segmentation": 0.4}.get(case, 0.55)
+    own = {"multi_label": "eval/map", "segmentation": "eval/miou", "detection": "eval/ap"}
+    own = own.get(case, "eval/accuracy")
+    chance = {"multi_label": 0.6, "segmentation": 0.4, "detection": 0.2}.get(case, 0.55)
     assert chance < result[own] <= 1
     assert {"eval/accuracy", "eval/nll", "eval/ece"} <= result.keys()
     record = json.loads((folder / "config.json").read_text())["network"]
@@ -98,14 +119,17 @@ def test_all_checks_that_apply_give_a_report(trained, capsys):
     found = evaluate_workdir(folder, "all", overrides={"eval.mc_samples": 3})
     np.testing.assert_allclose(found["eval/accuracy"], result["eval/accuracy"], rtol=1e-6)
     assert found["eval/calibration/scaled/nll"] > 0
-    assert 0 < found["eval/mc_dropout/3/accuracy"] <= 1
     checks = json.loads((folder / "eval" / "checks.json").read_text())
-    expected = {"accuracy", "calibration", "mc_dropout"}
+    expected = {"accuracy", "calibration"}
+    if case != "detection":
+        expected |= {"mc_dropout"}
+        assert 0 < found["eval/mc_dropout/3/accuracy"] <= 1
     assert {name for name, record in checks.items() if record["metrics"]} == expected
     intervals = checks["accuracy"]["intervals"]
     low, high = intervals["accuracy"]
     assert low < found["eval/accuracy"] < high
-    noun = {"multi_label": "label", "segmentation": "pixel", "tokens": "text"}.get(case, "example")
+    nouns = {"multi_label": "label", "segmentation": "pixel", "tokens": "text"}
+    noun = (nouns | {"detection": "detection"}).get(case, "example")
     assert f"validation {noun}s" in capsys.readouterr().out
 
 
@@ -117,12 +141,23 @@ def test_a_run_predicts_from_python(trained, tmp_path):
     if case == "multi_label":
         assert probabilities.shape == (32, 3)
         accuracy = np.mean((probabilities > 0.5) == labels[64:])
+    elif case == "detection":
+        assert probabilities.shape == (32, 4 * 4 * 3, 6)
+        assert np.all((probabilities[..., 5] >= 0) & (probabilities[..., 5] <= 1))
+        best, boxes = probabilities[:, 0], labels[64:, 0]  # an image has one box
+        assert np.mean(best[:, 4] == boxes[:, 0]) > 0.9
+        assert np.median(np.abs(best[:, :4] - boxes[:, 1:])) < 1
+        accuracy = result["eval/accuracy"]
     else:
         np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
         known = labels[64:] != 255
         accuracy = np.mean((probabilities.argmax(-1) == labels[64:])[known])
     np.testing.assert_allclose(accuracy, result["eval/accuracy"], rtol=1e-6)
-    assert np.all(run.mc_dropout(inputs[64:], num_samples=2).mutual_information >= 0)
+    if case == "detection":
+        with pytest.raises(ValueError, match="the detections of two masks differ"):
+            run.mc_dropout(inputs[64:], num_samples=2)
+    else:
+        assert np.all(run.mc_dropout(inputs[64:], num_samples=2).mutual_information >= 0)
     run.save_pretrained(tmp_path / "export")
     again = sdd_jax.load(tmp_path / "export").predict(inputs[64:])
     np.testing.assert_array_equal(again, probabilities)

@@ -6,7 +6,8 @@ Files in the naming of PyTorch hold a state dict of torchvision's ResNet-18 to R
 
   safetensors.torch.save_file(model.state_dict(), "resnet50.safetensors")
 
-The logits are then those of PyTorch, for images normalised as that network expects.
+The logits are then those of PyTorch, for images normalised as that network expects. A network with an
+encoder, as a U-Net, can also start from the backbone of a ResNet of the encoder's depth and width.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from sdd_jax.paths import Path, given_path
 
 FILE = "model.safetensors"  # in the folder of a saved network
 HEAD = "params/classifier/"
+BACKBONE, ENCODER = "/backbone/", "/backbone/encoder/"
 TIMM_HEAD_WIDTH = 64  # features of an attention head; a state dict does not state it
 
 HINT = "; torchvision's networks have stem='imagenet', timm's patch_size=16 and images of one size"
@@ -62,7 +64,8 @@ _PARAMETERS = {"cls_token": "class_token", "pos_embed": "position_embedding"}
 def start_from(variables: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any]:
     """Replaces initial variables by those of a file.
 
-    The head keeps its initial values if the file has none, or one for another number of classes.
+    The head keeps its initial values if the file has none, or one for another number of classes. So does
+    all but the encoder of a network with one, if the file is of a network without.
 
     Args:
       variables: ``{"params": ..., "batch_stats": ...}`` of a new network; may be abstract.
@@ -87,7 +90,13 @@ def _start_from(variables: Mapping[str, Any], file: Path) -> dict[str, Any]:
     else:
         named = dict(_from_pytorch(arrays))
     kernel = f"{HEAD}kernel"
-    if kernel in ours and (
+    if any(ENCODER in path for path in ours) and not any(ENCODER in path for path in named):
+        named = {
+            path.replace(BACKBONE, ENCODER): x
+            for path, x in named.items()
+            if not path.startswith(HEAD)
+        } | {path: (path, x) for path, x in ours.items() if ENCODER not in path}
+    elif kernel in ours and (
         kernel not in named or _for_other_classes(named[kernel][1], ours[kernel])
     ):
         named = {path: x for path, x in named.items() if not path.startswith(HEAD)}

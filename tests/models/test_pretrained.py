@@ -234,6 +234,24 @@ def test_a_head_for_other_classes_is_fresh(save, file_has):
     np.testing.assert_array_equal(kernel, arrays["conv1.weight"])
 
 
+@pytest.mark.parametrize("name", ["unet", "centernet"])
+def test_an_encoder_starts_from_a_network_without_one(save, name):
+    arrays = state_dict("resnet18")
+    stem = {"stem": "imagenet"} if name == "unet" else {}
+    model = build({"name": name} | stem, num_classes=3)
+    initial = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    file = save(arrays)
+    variables = start_from(initial, file)
+    backbone = start_from(abstract(network("resnet18")), file)
+    with pytest.raises(InputError, match=r"^init: layer5.weight is float32\[1\] in .* and absent"):
+        start_from(initial, save(arrays | {"layer5.weight": np.zeros(1, np.float32)}))
+    for part in ("params", "batch_stats"):
+        encoder = variables[part]["backbone"].pop("encoder")
+        jax.tree.map(np.testing.assert_array_equal, encoder, backbone[part]["backbone"])
+        initial[part]["backbone"].pop("encoder")
+        jax.tree.map(np.testing.assert_array_equal, variables[part], initial[part])
+
+
 def change(name, **changes):
     """The state dict of a network with arrays replaced; None removes one."""
     arrays = state_dict(name) | {key.replace("__", "."): x for key, x in changes.items()}
