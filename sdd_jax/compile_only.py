@@ -45,6 +45,7 @@ KNOWN_DATA = {
     "stanford_dogs": "12000x224x224x3:120",
     "imagenet2012": "1281167x224x224x3:1000",
     "npz:cub100_48.npz": "2999x48x48x3:100",
+    "coco:coco": "118287x512x512x3:80:93",
 }
 NOTE = "Figures below the batch size of a chip are of one chip. A TPU has to confirm the estimates."
 

@@ -159,8 +159,8 @@ def load(
 
     Args:
       seed: the run's seed; only the label noise depends on it.
-      name: "digits", "photos", "scenes", "npz:PATH", "hf:NAME" of the Hugging Face Hub, "hf:PATH" of a
-        folder, or a data set of TensorFlow Datasets such as "cifar100".
+      name: "digits", "photos", "scenes", "npz:PATH", "coco:FOLDER", "hf:NAME" of the Hugging Face Hub,
+        "hf:PATH" of a folder, or a data set of TensorFlow Datasets such as "cifar100".
       data_dir: folder of the data; empty: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``, and for npz
         files and folders of hf the current folder.
       cache_dir: folder for decoded tfds images and for what hf downloads and converts; empty:
@@ -168,7 +168,7 @@ def load(
       num_classes: number of classes; 0: as the data state.
       task: what the labels are, see :mod:`sdd_jax.tasks`; empty: as their shape shows. Labels ``[N]``
         are classes, ``[N, K]`` of 0 and 1 any number of classes for each example, ``[N, H, W]`` classes
-        of pixels (255: unknown).
+        of pixels (255: unknown), ``[N, M, 5]`` boxes (class -1: none).
       validation: fraction of the training images held out, stratified by class. The held-out images do
         not depend on the seed of a run.
       examples_per_class: training images to keep of each class, the same ones for every value of
@@ -183,8 +183,8 @@ def load(
         ``data_dir``, or at the current folder if that is empty. "validation" and "test" keep the data
         set's own labels, which also decide what ``validation`` and ``examples_per_class`` select. Not
         together with ``label_noise``.
-      image_size: side in pixels of the crops taken from images of any size, which are then decoded on
-        demand; 0: images of one size, kept in memory as they are.
+      image_size: side in pixels of the views of images of any size, which are then decoded on demand:
+        crops, or whole images if they have boxes; 0: images of one size, kept in memory as they are.
       mean: channel means of pixels in [0, 1]; empty: computed from the training images. Required with
         ``image_size``.
       std: channel standard deviations, likewise.

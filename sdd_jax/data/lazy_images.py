@@ -105,11 +105,14 @@ class LazyImages:
         return self._view(image, window), window
 
     def windows(self) -> list[Window]:
-        """The parts that evaluation views of whole images show; the stored images know their sizes.
+        """The parts that evaluation views of whole images show.
 
         Raises:
-          AttributeError: they have no ``sizes``, ``[N, 2]``: height and width.
+          AttributeError: the stored images are no array, and have no ``sizes``, ``[N, 2]``: height and
+            width.
         """
+        if isinstance(self._images, np.ndarray):
+            return [whole_window(*self._images.shape[1:3])] * len(self)
         return [whole_window(*map(int, size)) for size in self._images.sizes[self._index]]
 
     def _view(self, image: Image.Image, window: Window) -> np.ndarray:

@@ -64,8 +64,10 @@ class UNet(nn.Module):
         conv, norm = layers(train=train, axis_name=self.axis_name, dtype=self.dtype)
         *skips, x = self.encoder(images, train=train, dropout_keys=dropout_keys)
         for skip in reversed(skips):
+            # The stages of bottleneck blocks are four times as wide as their 3x3 convolutions.
+            channels = skip.shape[-1] // self.encoder.block.expansion
             x = jnp.concatenate([_resized(x, skip.shape), skip], axis=-1)
-            x = nn.relu(norm()(conv(skip.shape[-1], 3)(x)))
+            x = nn.relu(norm()(conv(channels, 3)(x)))
         return nn.relu(norm()(conv(self.num_features, 3)(x)))
 
 

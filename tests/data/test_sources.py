@@ -165,7 +165,8 @@ def test_remote_paths_are_refused(options, field):
         ("npz:" + "x" * 5000, "there is no file 'xxx"),
         (
             "nope",
-            "must be digits, photos, scenes, npz:PATH, hf:NAME or a data set known to tfds, got 'nope'",
+            "must be digits, photos, scenes, npz:PATH, coco:PATH, hf:NAME or a data set known to tfds, "
+            "got 'nope'",
         ),
         ("x" * 5000, "must be digits, photos, .*xxx"),
     ],

@@ -145,9 +145,11 @@ def _open(name: str, data_dir: str) -> tuple[Any, dict[str, str]]:
         folder = _folder(name, data_dir)
         if os.path.isdir(folder) and any(folder.glob("*/dataset_info.json")):
             raise  # prepared, but damaged
-        known = ", ".join(n for n in sources.names() if n not in ("blank", "hf", "npz", "tfds"))
+        known = ", ".join(
+            n for n in sources.names() if n not in ("blank", "coco", "hf", "npz", "tfds")
+        )
         raise InputError(
-            f"must be {known}, npz:PATH, hf:NAME or a data set known to tfds, got {name!r}",
+            f"must be {known}, npz:PATH, coco:PATH, hf:NAME or a data set known to tfds, got {name!r}",
             field="name",
         ) from error
     if not builder.is_prepared():
