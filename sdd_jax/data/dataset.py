@@ -1,10 +1,12 @@
 """Data sets: loading, validation, splits, normalisation constants."""
 
 import dataclasses
+import functools
 import logging
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from sdd_jax.data import inputs as kinds
 from sdd_jax.data import sources
 from sdd_jax.data.inputs import Images, Inputs
 from sdd_jax.data.label_noise import read_labels, symmetric_noise
-from sdd_jax.data.lazy_images import LazyImages
+from sdd_jax.data.lazy_images import THREADS, LazyImages
+from sdd_jax.data.lazy_maps import LazyMaps
 from sdd_jax.errors import InputError, require, require_array, within
 from sdd_jax.options import Count, Fraction
 from sdd_jax.tasks import Classification, Task, Window, of_labels
@@ -32,13 +35,13 @@ class Split:
     Attributes:
       images: images uint8 ``[N, H, W, C]``, in memory or decoded on demand; or inputs of another kind,
         see :mod:`sdd_jax.data.inputs`.
-      labels: ``[N, ...]``, as the task of the data set has them.
+      labels: ``[N, ...]``, as the task of the data set has them; an array, or maps decoded on demand.
       move: :meth:`sdd_jax.tasks.Task.moved`, if labels are of images as they are stored and not yet of
         views of them.
     """
 
     images: np.ndarray | LazyImages
-    labels: np.ndarray
+    labels: Any
     move: Callable[[np.ndarray, Window, tuple[int, int]], np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -52,9 +55,23 @@ class Split:
         """The split with the labels of its evaluation views."""
         if self.move is None or not isinstance(self.images, LazyImages):
             return self
-        shape = self.images.shape[1:3]
-        pairs = zip(self.labels, self.images.windows(), strict=True)
-        return Split(self.images, np.stack([self.move(x, window, shape) for x, window in pairs]))
+        with ThreadPoolExecutor(THREADS) as pool:
+            windows = pool.map(self.images.window, range(len(self)))
+            labels = list(pool.map(self.moved, range(len(self)), windows))
+        return Split(self.images, np.stack(labels))
+
+    def moved(self, index: int, window: Window) -> np.ndarray:
+        """The labels of a view of one image.
+
+        Raises:
+          InputError: they cannot be read, or do not fit the image.
+        """
+        assert self.move is not None
+        labels = self.labels[index]
+        try:
+            return self.move(labels, window, self.images.shape[1:3])
+        except InputError as error:
+            raise InputError(f"image {index}: {error.reason}") from error
 
     def fingerprint(self) -> dict[str, Any]:
         """Sizes and checksums by which a resumed run recognises its data.
@@ -67,7 +84,11 @@ class Split:
         Raises:
           InputError: an image file cannot be read.
         """
-        dtype = "<f4" if self.labels.dtype.kind == "f" else "<i4"
+        if isinstance(self.labels, LazyMaps):
+            labels = self.labels.checksum()
+        else:
+            dtype = "<f4" if self.labels.dtype.kind == "f" else "<i4"
+            labels = zlib.crc32(np.ascontiguousarray(self.labels, dtype).data)
         if isinstance(self.images, np.ndarray):
             stride = max(1, math.ceil(self.images.nbytes / CHECKSUM_BYTES))
             images = zlib.crc32(np.ascontiguousarray(self.images[::stride]).data)
@@ -76,7 +97,7 @@ class Split:
         return {
             "examples": len(self),
             "shape": [int(n) for n in self.images.shape[1:]],
-            "labels": zlib.crc32(np.ascontiguousarray(self.labels, dtype).data),
+            "labels": labels,
             "images": images,
         }
 
@@ -203,6 +224,12 @@ def load(
     arrays, stated_classes = sources.read(
         name, data_dir=data_dir, cache_dir=cache_dir, encoded=image_size > 0
     )
+    for split in ("train", "test"):
+        if not isinstance(labels := arrays[f"{split}_labels"], np.ndarray):  # files of maps
+            known = num_classes or stated_classes
+            require(known > 0, "num_classes", 0, "given, for maps that are decoded on demand")
+            stated_classes = known
+            arrays[f"{split}_labels"] = LazyMaps(labels, image_size, f"{split} labels")
     kind, found = _kind_and_task(arrays, image_size, task)
     # npz files state no number of classes.
     stated_classes = min(stated_classes or found.count_classes(arrays["train_labels"]), MAX_CLASSES)
@@ -316,13 +343,13 @@ def _validated_split(
 
 def _validated_labels(
     name: str,
-    labels: np.ndarray,
+    labels: Any,
     images: np.ndarray | LazyImages,
     kind: Inputs,
     task: Task,
     num_classes: int,
     allowed: str,
-) -> np.ndarray:
+) -> Any:
     """The labels in their final dtype; ``allowed`` states the range in words."""
     fits = labels.dtype.kind in task.dtypes and task.fits(labels, images.shape[1:])
     kind_of = "numbers" if "f" in task.dtypes else "integers"
@@ -330,6 +357,9 @@ def _validated_labels(
     require_array(
         len(labels) == len(images), name, len(labels), f"{len(images)}, as the {kind.name}"
     )
+    if isinstance(labels, LazyMaps):
+        validated = functools.partial(task.validated, num_classes=num_classes, allowed=allowed)
+        return labels.validated_by(validated, name)
     return task.validated(name, labels, num_classes, allowed)
 
 

@@ -4,7 +4,7 @@ import io
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -101,19 +101,26 @@ class LazyImages:
         image = self._decoded(index)
         draw = random_square if self._whole else random_box
         left, top, width, height = draw(rng, image.width, image.height)
-        window = Window(top, left, height, width)
+        window = Window(top, left, height, width, of=(image.height, image.width))
         return self._view(image, window), window
 
-    def windows(self) -> list[Window]:
-        """The parts that evaluation views of whole images show.
+    def window(self, index: int) -> Window:
+        """The part that the evaluation view of one whole image shows.
 
         Raises:
-          AttributeError: the stored images are no array, and have no ``sizes``, ``[N, 2]``: height and
-            width.
+          InputError: the header of its file cannot be read.
         """
-        if isinstance(self._images, np.ndarray):
-            return [whole_window(*self._images.shape[1:3])] * len(self)
-        return [whole_window(*map(int, size)) for size in self._images.sizes[self._index]]
+        sizes = getattr(self._images, "sizes", None)  # known without the files
+        if sizes is not None:
+            return whole_window(*map(int, sizes[self._index[index]]))
+        stored = self._stored(index)
+        if isinstance(stored, np.ndarray):
+            return whole_window(*stored.shape[:2])
+        try:
+            width, height = Image.open(io.BytesIO(stored)).size
+        except Exception as error:
+            raise self._error(index, error, transient=MemoryError) from error
+        return whole_window(height, width)
 
     def _view(self, image: Image.Image, window: Window) -> np.ndarray:
         right, bottom = window.left + window.width, window.top + window.height
@@ -129,16 +136,14 @@ class LazyImages:
         Raises:
           InputError: a file cannot be read.
         """
-        checksum = 0
-        for index in range(0, len(self), math.ceil(len(self) / CHECKSUM_IMAGES) or 1):
+
+        def stored(index: int) -> bytes | np.ndarray:
             try:
-                stored = self._stored(index)
+                return self._stored(index)
             except UndecodableImageError:  # an engine may skip it
-                continue
-            is_array = isinstance(stored, np.ndarray)
-            data = np.ascontiguousarray(stored).data if is_array else stored
-            checksum = zlib.crc32(data, checksum)
-        return checksum
+                return b""
+
+        return checksum(len(self), stored)
 
     def _decoded(self, index: int) -> Image.Image:
         stored = self._stored(index)
@@ -164,6 +169,16 @@ class LazyImages:
         return kind(f"{self._name}: image {self._index[index]} cannot be decoded: {reason}")
 
 
+def checksum(count: int, stored: Callable[[int], bytes | np.ndarray]) -> int:
+    """CRC-32 of at most 64 of ``count`` evenly spaced contents."""
+    result = 0
+    for index in range(0, count, math.ceil(count / CHECKSUM_IMAGES) or 1):
+        content = stored(index)
+        is_array = isinstance(content, np.ndarray)
+        result = zlib.crc32(np.ascontiguousarray(content).data if is_array else content, result)
+    return result
+
+
 def central_view(image: Image.Image, size: int, *, resize: float = RESIZE) -> np.ndarray:
     """The evaluation view: the short side resized to ``size * resize``, then the central square.
 
@@ -184,7 +199,7 @@ def central_view(image: Image.Image, size: int, *, resize: float = RESIZE) -> np
 def whole_window(height: int, width: int) -> Window:
     """The square that has the image in its upper left corner."""
     side = max(height, width)
-    return Window(0, 0, side, side)
+    return Window(0, 0, side, side, of=(height, width))
 
 
 def random_square(rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:

@@ -87,6 +87,7 @@ class Window(NamedTuple):
       height: number of rows; the view has as many, or is resized.
       width: number of columns.
       mirrored: whether the view is then mirrored left to right.
+      of: height and width of the image, if they are known.
     """
 
     top: Any
@@ -94,6 +95,7 @@ class Window(NamedTuple):
     height: Any
     width: Any
     mirrored: Any = False
+    of: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)  # equal to another of its class, for compiled functions

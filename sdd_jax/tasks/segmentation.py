@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdd_jax.errors import require, require_array
+from sdd_jax.errors import InputError, require, require_array
 from sdd_jax.tasks.base import Task, Window, tasks
 
 UNLABELLED = 255
@@ -23,6 +23,7 @@ class Segmentation(Task):
     noun = "pixel"
     figures: ClassVar = {"miou": "mIoU"}
     moves = True
+    whole_images = True
 
     def fits(self, labels: np.ndarray, input_shape: tuple[int, ...]) -> bool:
         """Labels ``[N, H, W]`` of images ``[N, H, W, C]``."""
@@ -46,7 +47,14 @@ class Segmentation(Task):
         return labels.astype(np.uint8)
 
     def moved(self, labels: Any, window: Window, shape: tuple[int, int]) -> Any:
-        """The label at the centre of each pixel of the view; 255 beyond the image."""
+        """The label at the centre of each pixel of the view; 255 beyond the image.
+
+        Raises:
+          InputError: a map of another size than the image.
+        """
+        if window.of is not None and labels.shape != window.of:
+            sizes = ("x".join(map(str, shape)) for shape in (labels.shape, window.of))
+            raise InputError("its map has {} pixels, and the image {}".format(*sizes))
         xp = jnp if isinstance(labels, jax.Array) else np
         (rows, inside_rows), (columns, inside_columns) = (
             _nearest(xp, first, extent, size, of)

@@ -213,8 +213,12 @@ def test_columns_are_chosen_by_name(save, load):
     name = save(**both)
     with pytest.raises(InputError, match="must be chosen by :image=image or :image=mask, got ''"):
         load(name)
-    with pytest.raises(InputError, match="by :label=label or :label=coarse, got 'mask'"):
+    with pytest.raises(InputError, match="the image .* must be chosen by :image=image, got 'mask'"):
         load(f"{name}:image=mask:label=mask")
+    with pytest.raises(
+        InputError, match="by :label=label or :label=coarse or :label=image, got ''"
+    ):
+        load(f"{name}:image=mask")
     dataset = load(f"{name}:label=coarse:image=mask")
     assert dataset.num_classes == 2
     assert_holds(dataset, 255 - IMAGES, LABELS % 2)
@@ -341,7 +345,9 @@ def test_a_set_without_images_or_labels_is_refused(save, twice, load):
     splits = dict.fromkeys(PARTS, datasets.Dataset.from_dict({"number": [0, 1]}))
     with pytest.raises(InputError, match=r"must have a feature Image, got number \(Value\)"):
         load(save(**splits))
-    with pytest.raises(InputError, match=r"ClassLabel or integers, got image \(Image\)"):
+    with pytest.raises(
+        InputError, match=r"ClassLabel, integers or another Image, got image \(Image\)"
+    ):
         load(twice(label=None))
 
 

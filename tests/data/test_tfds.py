@@ -17,6 +17,7 @@ from sdd_jax.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(30) % 5
+AREAS = np.repeat(np.repeat(IMAGES[:, :2, :2, 0] % 5, 4, axis=1), 4, axis=2)  # [30, 8, 8]
 LAZY = {"image_size": 4, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 
 
@@ -50,6 +51,15 @@ def data_dir(tmp_path_factory, prepare, encoded) -> str:
         "masked",
         {"image": image, "label": label, "mask": image},
         lambda i: example(i, mask=encoded(IMAGES[i])),
+    )
+    label_map = tfds.features.Image(shape=(8, 8, 1), encoding_format="png")
+    write(
+        "areas",
+        {"image": fixed, "map": label_map},
+        lambda i: {
+            "image": encoded(np.repeat(AREAS[i, ..., None], 3, axis=-1)),
+            "map": encoded(AREAS[i]),
+        },
     )
     write(
         "secret_test",
@@ -120,7 +130,7 @@ def test_lazy_images_stay_encoded_and_labels_are_read_without_them(load, data_di
     dataset = load("masked", **LAZY)
     assert dataset.image_shape == (4, 4, 3)
     assert (dataset.num_classes, len(dataset.splits["test"].images)) == (7, 10)
-    file = TfdsImageFiles("masked", data_dir, "train")[3]
+    file = TfdsImageFiles("masked", "label", data_dir, "train", "image")[3]
     image = np.asarray(Image.open(io.BytesIO(file)))
     (written,) = [i for i in range(20) if np.array_equal(IMAGES[i], image)]
     assert dataset.splits["train"].labels[3] == LABELS[written]
@@ -148,7 +158,7 @@ def test_labels_are_cached_beside_the_arrays(load, monkeypatch):
 
 
 def test_image_files_open_again_in_another_process(data_dir):
-    images = TfdsImageFiles("many_sizes", data_dir, "test")
+    images = TfdsImageFiles("many_sizes", "label", data_dir, "test", "image")
     again = pickle.loads(pickle.dumps(images))
     assert [again[i] for i in range(10)] == [images[i] for i in range(10)]
 
@@ -214,3 +224,27 @@ def test_namespaces_whose_code_tfds_would_fetch_are_refused(load, name):
 def test_tensorflow_is_never_imported(load):
     load("tiny_images")
     assert "tensorflow" not in sys.modules
+
+
+def test_a_feature_of_another_name_is_the_label(load):
+    with pytest.raises(InputError, match="has no features 'image' and 'kind'"):
+        load("many_sizes:label=kind", **LAZY)
+    with pytest.raises(InputError, match="must be NAME, and then possibly :label=FEATURE"):
+        load("many_sizes:image=kind", **LAZY)
+
+
+@pytest.mark.parametrize("options", [{}, LAZY | {"num_classes": 5}])
+def test_an_image_can_be_the_label(load, options):
+    """In the set ``areas`` the map is the first channel of the image."""
+    dataset = load("areas:label=map", **options)
+    assert (dataset.task.name, dataset.num_classes) == ("segmentation", 5)
+    train, test = dataset.splits["train"], dataset.splits["test"]
+    maps = np.stack([train.labels[i] for i in range(20)])  # in the order of the files
+    np.testing.assert_array_equal(sorted(maps.tolist()), sorted(AREAS[:20].tolist()))
+    if options:
+        assert test.labels.shape == (10, 4, 4)
+        assert np.mean(np.asarray(test.images)[..., 0] == test.labels) > 0.4  # nearest and bilinear
+    else:
+        np.testing.assert_array_equal(maps, train.images[..., 0])
+    again = load("areas:label=map", **options)
+    assert again.fingerprint() == dataset.fingerprint()

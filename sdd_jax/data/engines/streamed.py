@@ -241,18 +241,20 @@ class Batches:
         skipped: dict[int, str],
     ) -> tuple[np.ndarray, np.ndarray]:
         """One view of each example, and its labels; ``examples`` and ``skipped`` are updated."""
-        images, move = self._split.images, self._split.move
+        images = self._split.images
         if isinstance(images, np.ndarray):
             return images[examples], self._split.labels[examples]
         crops, windows = np.empty((*examples.shape, *images.shape[1:]), np.uint8), {}
         for i in np.ndindex(examples.shape):
             rng = np.random.default_rng((CROP, self._seed, step, view, int(position[i])))
             crops[i], windows[i], examples[i] = self._crop(images, int(examples[i]), rng, skipped)
-        labels = self._split.labels[examples]
-        if move is not None:
-            for i, window in windows.items():
-                labels[i] = move(labels[i], window, images.shape[1:3])
-        return crops, labels
+        if not self._split.move:
+            return crops, self._split.labels[examples]
+        moved = [
+            self._split.moved(int(examples[i]), windows[i]) for i in np.ndindex(examples.shape)
+        ]
+        labels = np.stack(moved)
+        return crops, labels.reshape(*examples.shape, *labels.shape[1:])
 
     def _crop(
         self, images: LazyImages, example: int, rng: np.random.Generator, skipped: dict[int, str]

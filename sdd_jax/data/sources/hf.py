@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +24,7 @@ from sdd_jax.paths import local_path
 
 OPTIONS = ("config", "image", "label")
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
-TYPES = {"image": "a feature Image", "label": "a feature ClassLabel or integers"}
+TYPES = {"image": "a feature Image", "label": "a feature ClassLabel, integers or another Image"}
 SPLITS = "must have the splits train and test (or validation) with labels"
 INTENSITIES = {"1": "L", "P": "RGB"}  # Pillow's arrays of these modes hold bits and palette indices
 
@@ -37,8 +37,9 @@ def hf(
 
     The argument is a folder, relative to ``data_dir``, or else a name on the Hub; then any of
     ``:config=NAME``, ``:image=COLUMN`` and ``:label=COLUMN``. The columns default to the only ``Image``
-    and the only ``ClassLabel``. The label may also be a column of integers, if it is named; the largest
-    training label then gives the number of classes.
+    and the only ``ClassLabel``. If it is named, the label may also be a column of integers, or another
+    ``Image``: a map of the labels of pixels, of one channel or with a palette. The largest training
+    label then gives the number of classes.
 
     Raises:
       InputError: the package is not installed; the data set is unknown, cannot be read, or is not one of
@@ -59,16 +60,26 @@ def hf(
             c for c, f in features.items() if isinstance(f, (datasets.ClassLabel, datasets.Value))
         ]
         integers = [c for c in scalars if re.match("u?int", features[c].dtype)]
-        image = _chosen(name, "image", options, images, images, features)
-        label = _chosen(name, "label", options, classes, integers, features)
-        arrays: dict[str, Any] = {}
-        for split, source in _labelled(name, splits, label).items():
-            files = HfImageFiles(splits[source], image)
-            shown, mode = f"{name!r}, {source}", features[image].mode
-            arrays[f"{split}_images"] = files if encoded else _decoded(shown, files, mode)
-            arrays[f"{split}_labels"] = _values(splits[source], label)
+        others = [column for column in images if column != options.get("label")]
+        image = _chosen(name, "image", options, others, others, features)
+        maps = [column for column in images if column != image]
+        label = _chosen(name, "label", options, classes, integers + maps, features)
+        mode, arrays = features[image].mode, {}
+        for split, source in _labelled(name, splits, label, is_map=label in maps).items():
+            shown, files = f"{name!r}, {source}", HfImageFiles(splits[source], image)
+            arrays[f"{split}_images"] = (
+                files if encoded else _decoded(shown, files, lambda x: x.convert(_mode(x, mode)))
+            )
+            if label in maps:
+                files = HfImageFiles(splits[source], label)
+                labels = files if encoded else _decoded(f"{shown}, {label}", files, lambda x: x)
+            else:
+                labels = _values(splits[source], label)
+            arrays[f"{split}_labels"] = labels
     if label in classes:
         return arrays, features[label].num_classes
+    if label in maps:
+        return arrays, 0
     labels = arrays["train_labels"]
     return arrays, max(1, int(labels.max(initial=0)) + 1) if labels.dtype.kind in "iu" else 0
 
@@ -163,10 +174,14 @@ def _chosen(
     return column
 
 
-def _labelled(name: str, splits: Mapping[str, Any], label: str) -> dict[str, str]:
+def _labelled(name: str, splits: Mapping[str, Any], label: str, *, is_map: bool) -> dict[str, str]:
     """The names in ``splits`` of our splits "train" and "test"."""
 
     def has_labels(split: str) -> bool:
+        if is_map:
+            return all(
+                row[label] is not None for row in splits[split].select_columns(label).take(1)
+            )
         first = _values(splits[split].select(range(min(1, len(splits[split])))), label)
         return not len(first) or first[0] >= 0  # -1: withheld
 
@@ -180,13 +195,19 @@ def _values(split: Any, column: str) -> np.ndarray:
     return np.asarray(split.with_format("numpy").select_columns(column)[:][column])
 
 
-def _decoded(name: str, files: HfImageFiles, mode: str | None) -> np.ndarray:
+def _mode(image: Image.Image, stated: str | None) -> str:
+    """The mode in which an image has intensities."""
+    return stated or INTENSITIES.get(image.mode, image.mode)
+
+
+def _decoded(
+    name: str, files: HfImageFiles, convert: Callable[[Image.Image], Image.Image]
+) -> np.ndarray:
     """All images, ``[N, H, W]`` or ``[N, H, W, C]``."""
 
     def decode(index: int) -> np.ndarray:
         try:
-            image = Image.open(io.BytesIO(files[index]))
-            return np.asarray(image.convert(mode or INTENSITIES.get(image.mode, image.mode)))
+            return np.asarray(convert(Image.open(io.BytesIO(files[index]))))
         except Exception as error:  # on damaged files, Pillow raises errors of many types
             reason = f"{type(error).__name__}: {error}"
             raise InputError(

@@ -20,8 +20,8 @@ import numpy as np
 
 from sdd_jax.buckets import BucketPath
 from sdd_jax.data.copies import on_disk, written_whole
-from sdd_jax.data.sources import labelled_splits, sources
-from sdd_jax.errors import InputError
+from sdd_jax.data.sources import labelled_splits, sources, with_options
+from sdd_jax.errors import InputError, require
 from sdd_jax.extras import pip_command
 from sdd_jax.paths import cache_folder, given_path
 
@@ -38,10 +38,16 @@ def tfds(
 ) -> tuple[dict[str, Any], int]:
     """Reads the splits "train" and "test"; "validation" in place of a test split without labels.
 
+    The argument is a name, and then possibly ``:label=FEATURE``, in place of "label": a feature
+    ``ClassLabel``, or an image that maps the labels of the pixels.
+
     Raises:
       InputError: the data set is unknown, not prepared, damaged, or not one of labelled images.
     """
-    name = argument
+    name, options = with_options(argument)
+    allowed = "NAME, and then possibly :label=FEATURE"
+    require(options.keys() <= {"label"}, "name", argument, allowed)
+    label = options.get("label", "label")
     default_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     folder = given_path(data_dir or default_dir, field="data_dir")
     if isinstance(folder, BucketPath):  # ArrayRecord files are read from a disk
@@ -49,10 +55,12 @@ def tfds(
         folder = on_disk(top, field="data_dir", cache_dir=cache_dir).parent
     data_dir = str(folder)
     with _readable(name, data_dir):
-        arrays, num_classes = _cached(name, data_dir, cache_dir, encoded)
+        arrays, num_classes = _cached(name, label, data_dir, cache_dir, encoded)
         if encoded:
             for split in ("train", "test"):
-                arrays[f"{split}_images"] = TfdsImageFiles(name, data_dir, split)
+                arrays[f"{split}_images"] = TfdsImageFiles(name, label, data_dir, split, "image")
+                if f"{split}_labels" not in arrays:
+                    arrays[f"{split}_labels"] = TfdsImageFiles(name, label, data_dir, split, label)
     return arrays, num_classes
 
 
@@ -61,16 +69,18 @@ class TfdsImageFiles:
 
     Args:
       name: name of the data set.
+      label: the feature of its labels.
       data_dir: its folder.
       split: "train" or "test".
+      feature: the feature of the images.
     """
 
-    def __init__(self, name: str, data_dir: str, split: str):
+    def __init__(self, name: str, label: str, data_dir: str, split: str, feature: str):
         import tensorflow_datasets as tfds
 
-        self._arguments = name, data_dir, split
-        builder, splits = _open(name, data_dir)
-        self._records = _Records(builder, splits[split], "image", tfds.decode.SkipDecoding())
+        self._arguments = name, label, data_dir, split, feature
+        builder, splits = _open(name, label, data_dir)
+        self._records = _Records(builder, splits[split], feature, tfds.decode.SkipDecoding())
 
     def __reduce__(self):
         return TfdsImageFiles, self._arguments
@@ -82,19 +92,24 @@ class TfdsImageFiles:
         return self._records.read([index])[0]
 
 
-def _cached(name, data_dir, cache_dir, encoded) -> tuple[dict[str, Any], int]:
-    """The arrays, or only the labels if the images stay encoded, and the number of classes."""
+def _cached(name, label, data_dir, cache_dir, encoded) -> tuple[dict[str, Any], int]:
+    """The arrays, or only the labels if the images stay encoded, and the number of classes.
+
+    Labels that are maps stay encoded with the images.
+    """
     names, read = (LABELS, _read_labels) if encoded else (ARRAYS, _decode)
     root = cache_folder(cache_dir)
     fingerprint = _fingerprint(_folder(name, data_dir))
     if fingerprint is None:
-        return read(name, data_dir)
+        return read(name, label, data_dir)
     folder = f"{name.replace('/', '-').replace(':', '-')}-{fingerprint}"
+    folder += "" if label == "label" else f"-{re.sub(r'[^0-9A-Za-z_]', '-', label)}"
     cache = root / (f"{folder}-labels" if encoded else folder)
     cached = _read_cache(cache, names)
     if cached is None:
-        cached = read(name, data_dir)
-        _write_cache(cache, *cached)
+        cached = read(name, label, data_dir)
+        if cached[0]:
+            _write_cache(cache, *cached)
     return cached
 
 
@@ -134,7 +149,7 @@ class _Records:
         return values
 
 
-def _open(name: str, data_dir: str) -> tuple[Any, dict[str, str]]:
+def _open(name: str, label: str, data_dir: str) -> tuple[Any, dict[str, str]]:
     """The builder of a data set, and the names in tfds of our splits "train" and "test"."""
     import tensorflow_datasets as tfds
 
@@ -156,11 +171,13 @@ def _open(name: str, data_dir: str) -> tuple[Any, dict[str, str]]:
         how = _how_to_prepare(name, data_dir)
         raise InputError(f"{name!r} is not in {data_dir!r}; {how}", field="name")
     features: Any = builder.info.features
-    if features is None or not {"image", "label"} <= set(features):
-        raise InputError(f"{name!r} has no features 'image' and 'label'", field="name")
+    if features is None or not {"image", label} <= set(features):
+        raise InputError(f"{name!r} has no features 'image' and {label!r}", field="name")
 
     def has_labels(split: str) -> bool:
-        labels = _Records(builder, split, "label")
+        if _is_map(builder, label):
+            return True
+        labels = _Records(builder, split, label)
         return not len(labels) or labels.read([0])[0] >= 0  # -1: withheld
 
     splits = labelled_splits(builder.info.splits, has_labels)
@@ -230,35 +247,51 @@ def _readable(name: str, data_dir: str) -> Iterator[None]:
         ) from error
 
 
-def _decode(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
-    builder, splits = _open(name, data_dir)
+def _is_map(builder: Any, label: str) -> bool:
+    """Whether the labels are images."""
+    import tensorflow_datasets as tfds
+
+    return isinstance(builder.info.features[label], tfds.features.Image)
+
+
+def _num_classes(builder: Any, label: str) -> int:
+    """The number of classes; 0: the data set does not state it."""
+    return getattr(builder.info.features[label], "num_classes", None) or 0
+
+
+def _decode(name: str, label: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
+    builder, splits = _open(name, label, data_dir)
     arrays = {}
     for split, source_split in splits.items():
         source = _data_source(builder, source_split)
-        images = None
-        labels = np.empty(len(source), np.int32)
+        images = labels = None
         for i, example in enumerate(source):
-            image = np.asarray(example["image"])
-            if images is None:
+            image, of_image = np.asarray(example["image"]), np.asarray(example[label])
+            if _is_map(builder, label):
+                of_image = of_image[..., 0]
+            if images is None or labels is None:
                 images = np.empty((len(source), *image.shape), image.dtype)
+                labels = np.empty((len(source), *of_image.shape), np.int32)
             elif image.shape != images.shape[1:]:
                 raise InputError(
                     f"the images of {name!r} must have one size where image_size is 0, "
                     f"got {images.shape[1:]} and {image.shape}",
                     field="name",
                 )
-            images[i], labels[i] = image, example["label"]
-        if images is None:
+            images[i], labels[i] = image, of_image
+        if images is None or labels is None:
             raise InputError(f"the split {source_split} of {name!r} is empty", field="name")
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
-    return arrays, builder.info.features["label"].num_classes
+    return arrays, _num_classes(builder, label)
 
 
-def _read_labels(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
-    builder, splits = _open(name, data_dir)
+def _read_labels(name: str, label: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
+    builder, splits = _open(name, label, data_dir)
+    if _is_map(builder, label):
+        return {}, _num_classes(builder, label)
     arrays = {}
     for split, source_split in splits.items():
-        records = _Records(builder, source_split, "label")
+        records = _Records(builder, source_split, label)
         if len(records) >= SLOW:
             _logger.warning("reading %d labels of %s; later runs use a cache", len(records), name)
         labels = np.empty(len(records), np.int32)
@@ -266,7 +299,7 @@ def _read_labels(name: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
             indices = range(start, min(start + READ_BATCH, len(records)))
             labels[indices.start : indices.stop] = records.read(indices)
         arrays[f"{split}_labels"] = labels
-    return arrays, builder.info.features["label"].num_classes
+    return arrays, _num_classes(builder, label)
 
 
 def _fingerprint(folder: pathlib.Path) -> str | None:
