@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdd_jax import data
-from sdd_jax.data import Split, dataset
+from sdd_jax.data import Split
 from sdd_jax.data.lazy_images import LazyImages
 from sdd_jax.errors import InputError
 from sdd_jax.options import validate
@@ -180,7 +180,7 @@ def test_the_fingerprint_is_of_the_sizes_labels_and_pixels_of_each_split(npz):
 
 
 def test_the_fingerprint_of_many_images_is_of_evenly_spaced_ones(monkeypatch):
-    monkeypatch.setattr(dataset, "CHECKSUM_BYTES", 400)
+    monkeypatch.setattr("sdd_jax.data.split.CHECKSUM_BYTES", 400)
     images = np.random.default_rng(0).integers(0, 256, (50, 5, 4, 1), dtype=np.uint8)
     split = Split(images, np.zeros(50, np.int32))  # 1000 bytes
     assert split.fingerprint()["images"] == zlib.crc32(images[::3].tobytes())

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from sdd_jax.data.dataset import Split
 from sdd_jax.data.engines.base import RawBatch, engines
 from sdd_jax.data.samplers import BatchOrder
+from sdd_jax.data.split import Split
 from sdd_jax.devices import platform
 from sdd_jax.errors import require
 

@@ -21,10 +21,10 @@ import numpy as np
 from absl import flags
 from annotated_types import Interval
 
-from sdd_jax.data.dataset import Split
 from sdd_jax.data.engines.base import RawBatch, engines
 from sdd_jax.data.lazy_images import LazyImages, UndecodableImageError
 from sdd_jax.data.samplers import BatchOrder
+from sdd_jax.data.split import Split
 from sdd_jax.devices import to_devices
 from sdd_jax.errors import Failure, InputError, writing
 from sdd_jax.tasks import Window
