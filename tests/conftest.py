@@ -3,6 +3,7 @@
 import contextlib
 import importlib.resources
 import io
+import json
 import os
 import pathlib
 import socket
@@ -250,3 +251,43 @@ def photographs(tmp_path_factory, prepare, encoded):
     splits = {"train": map(example, range(48)), "test": map(example, range(48, 62))}
     prepare(path, "tiny_birds", features, splits)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def write_coco():
+    """Function that writes a folder in COCO's layout."""
+    sizes = [(24, 40), (40, 24), (60, 60), (20, 80)]  # height and width
+    categories = [{"id": 7, "name": "square"}, {"id": 3, "name": "strip"}]
+
+    def write(folder, counts=(12, 4), *, edit=lambda content: content):
+        """Photographs of bright boxes on black, of different sizes, and their annotations."""
+        rng = np.random.default_rng(0)
+        (folder / "annotations").mkdir(parents=True)
+        for split, count in zip(("train2017", "val2017"), counts, strict=True):
+            (folder / split).mkdir()
+            images, annotations = [], []
+            for n in range(count):
+                height, width = sizes[n % len(sizes)]
+                pixels = np.zeros((height, width, 3), np.uint8)
+                for _ in range(n % 3):  # none, one or two
+                    w, h = rng.integers(6, 12, 2).tolist()
+                    left, top = int(rng.integers(width - w)), int(rng.integers(height - h))
+                    pixels[top : top + h, left : left + w] = 255
+                    fields = {
+                        "id": len(annotations),
+                        "image_id": 100 + n,
+                        "iscrowd": 0,
+                        "area": w * h / 2,
+                    }
+                    fields |= {"category_id": [3, 7][n % 2], "bbox": [left, top, w, h]}
+                    annotations.append(fields)
+                Image.fromarray(pixels).save(folder / split / f"{n:012}.png")
+                images.append(
+                    {"id": 100 + n, "file_name": f"{n:012}.png", "height": height, "width": width}
+                )
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            file = folder / "annotations" / f"instances_{split}.json"
+            file.write_text(json.dumps(edit(content)))
+        return folder
+
+    return write

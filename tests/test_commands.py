@@ -44,6 +44,18 @@ SHORTER = {  # by a part of the command
     "cifar100_resnet18": SMALL,
     "cub200_resnet18": [*SMALL, "--config.dataset.image_size=32"],
     "imagenet_resnet152": [*SMALL, "--config.dataset.image_size=32", "--config.accumulate=2"],
+    "probe_features": ["--config.batch_size=8"],
+    "coco_resnet50": [
+        f"--config.{option}"
+        for option in (
+            "model.encoder=resnet18",
+            "model.width=2",
+            "model.features=2",
+            "dataset.image_size=32",
+            "batch_size=8",
+            "engine.workers=2",
+        )
+    ],
     "--checks=all": [
         f"--config.eval.{option}"
         for option in ("mc_samples=4", "pgd_steps=2", "apgd_steps=2", "square_queries=5")
@@ -113,7 +125,7 @@ def test_each_command_runs_here_or_has_a_reason_why_not():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, prepare, encoded):
+def folder(tmp_path_factory, prepare, encoded, write_coco):
     """A folder with the programs, the cards, and what the placeholders of the text stand for."""
     import safetensors.numpy
     import tensorflow_datasets as tfds
@@ -154,6 +166,7 @@ def folder(tmp_path_factory, prepare, encoded):
         prepared = (path / "DIR" / name / "1.0.0").rename(path / "DIR" / name / version)
         info = prepared / "dataset_info.json"
         info.write_text(info.read_text().replace('"1.0.0"', f'"{version}"'))
+    write_coco(path / "DIR" / "coco")
     (path / "path" / "CIFAR-100-C").mkdir(parents=True)
     np.save(path / "path/CIFAR-100-C/fog.npy", images(10, 32, 32, 3))
     np.save(path / "path/CIFAR-100-C/labels.npy", np.arange(10, dtype=np.uint8))
@@ -162,6 +175,8 @@ def folder(tmp_path_factory, prepare, encoded):
     for command in runnable():
         for root, name in re.findall(r"npz:(/?)([\w/]+\.npz)", command.text):
             np.savez(path / ("" if root else "DIR") / name, **arrays)
+    features = {f"{split}_images": random.normal(size=(8, 6)) for split in ("train", "test")}
+    np.savez(path / "DIR" / "features.npz", **(arrays | features))
     (path / "RUN2").symlink_to("runs/cifar100_resnet18-ce")
     (path / "RUN3").symlink_to("runs/cifar100_resnet18-byot-sd_dropout")
     network = build(models.options("mlp", width=8, depth=2), num_classes=200)

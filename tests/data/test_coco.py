@@ -5,48 +5,14 @@ import logging
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from sdd_jax import data
 from sdd_jax.data.engines import engines
 from sdd_jax.errors import InputError
 
 SIZE = 32
-SIZES = [(24, 40), (40, 24), (60, 60), (20, 80)]  # height and width
-CATEGORIES = [{"id": 7, "name": "square"}, {"id": 3, "name": "strip"}]
+SIZES = [(24, 40), (40, 24), (60, 60), (20, 80)]  # of the images that write_coco writes
 MOMENTS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-
-
-def write_folder(folder, counts=(12, 4), *, edit=lambda content: content):
-    """Photographs of bright boxes on black, of different sizes, and their annotations."""
-    rng = np.random.default_rng(0)
-    (folder / "annotations").mkdir(parents=True)
-    for split, count in zip(("train2017", "val2017"), counts, strict=True):
-        (folder / split).mkdir()
-        images, annotations = [], []
-        for n in range(count):
-            height, width = SIZES[n % len(SIZES)]
-            pixels = np.zeros((height, width, 3), np.uint8)
-            for _ in range(n % 3):  # none, one or two
-                w, h = rng.integers(6, 12, 2).tolist()
-                left, top = int(rng.integers(width - w)), int(rng.integers(height - h))
-                pixels[top : top + h, left : left + w] = 255
-                fields = {
-                    "id": len(annotations),
-                    "image_id": 100 + n,
-                    "iscrowd": 0,
-                    "area": w * h / 2,
-                }
-                fields |= {"category_id": [3, 7][n % 2], "bbox": [left, top, w, h]}
-                annotations.append(fields)
-            Image.fromarray(pixels).save(folder / split / f"{n:012}.png")
-            images.append(
-                {"id": 100 + n, "file_name": f"{n:012}.png", "height": height, "width": width}
-            )
-        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
-        file = folder / "annotations" / f"instances_{split}.json"
-        file.write_text(json.dumps(edit(content)))
-    return folder
 
 
 def load(folder, **options):
@@ -54,8 +20,8 @@ def load(folder, **options):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("coco") / "coco")
+def folder(tmp_path_factory, write_coco):
+    return write_coco(tmp_path_factory.mktemp("coco") / "coco")
 
 
 def test_a_folder_becomes_a_data_set(folder):
@@ -133,8 +99,8 @@ def test_held_out_images_are_evaluated_and_the_rest_trained(folder):
     assert (validation.labels[..., 7] != 1).any()
 
 
-def test_a_damaged_image_is_replaced_by_another(tmp_path, caplog):
-    folder = write_folder(tmp_path / "coco", (4, 2))
+def test_a_damaged_image_is_replaced_by_another(tmp_path, caplog, write_coco):
+    folder = write_coco(tmp_path / "coco", (4, 2))
     (folder / "train2017" / f"{1:012}.png").write_bytes(b"no image")
     engine = engines.build(
         {"name": "streamed", "on_error": "skip"},
@@ -148,8 +114,8 @@ def test_a_damaged_image_is_replaced_by_another(tmp_path, caplog):
     assert "skipped" in caplog.text
 
 
-def test_other_folders_are_named(tmp_path):
-    folder = write_folder(tmp_path / "coco")
+def test_other_folders_are_named(tmp_path, write_coco):
+    folder = write_coco(tmp_path / "coco")
     for split in ("train", "val"):
         (folder / f"{split}2017").rename(folder / f"my_{split}")
         file = folder / "annotations" / f"instances_{split}2017.json"
@@ -158,14 +124,14 @@ def test_other_folders_are_named(tmp_path):
     assert np.asarray(dataset.splits["test"].images).shape == (4, SIZE, SIZE, 3)
 
 
-def test_a_box_without_extent_is_left_out_with_a_warning(tmp_path, caplog):
+def test_a_box_without_extent_is_left_out_with_a_warning(tmp_path, caplog, write_coco):
     def edit(content):
         for annotation in content["annotations"][:1]:
             annotation["bbox"][2] = 0
         return content
 
     with caplog.at_level(logging.WARNING):
-        dataset = load(write_folder(tmp_path / "coco", edit=edit))
+        dataset = load(write_coco(tmp_path / "coco", edit=edit))
     assert (dataset.splits["train"].labels[..., 0] >= 0).sum() == 11
     assert "1 boxes without an extent" in caplog.text
 
@@ -197,15 +163,15 @@ def _damage(key, value):
     ],
     ids=range(5),
 )
-def test_other_files_are_refused_in_one_line(tmp_path, edit, message):
-    folder = write_folder(tmp_path / "coco", edit=edit)
+def test_other_files_are_refused_in_one_line(tmp_path, edit, message, write_coco):
+    folder = write_coco(tmp_path / "coco", edit=edit)
     with pytest.raises(InputError, match=message) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("name: ")
 
 
-def test_what_is_missing_is_named(folder, tmp_path):
+def test_what_is_missing_is_named(folder, tmp_path, write_coco):
     with pytest.raises(
         InputError, match=r"there is no file '.*instances_train2017.json' \(after coco:\)"
     ):
@@ -214,7 +180,7 @@ def test_what_is_missing_is_named(folder, tmp_path):
         load(folder, image_size=0, mean=(), std=())
     with pytest.raises(InputError, match="must be coco:PATH, and then any of :train=NAME"):
         load(f"{folder}:year=2014")
-    dataset = load(write_folder(tmp_path / "other"))
+    dataset = load(write_coco(tmp_path / "other"))
     (tmp_path / "other" / "val2017" / f"{0:012}.png").unlink()
     with pytest.raises(InputError, match="image 0 cannot be decoded: FileNotFoundError"):
         np.asarray(dataset.splits["test"].images)
