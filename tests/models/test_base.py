@@ -85,7 +85,7 @@ def test_a_network_has_its_published_size(
 
 def test_every_network_of_the_package_is_among_them():
     names = {name for name in models.names() if models.get(name).__module__.startswith("sdd_jax.")}
-    others = {"bag_of_tokens", "unet"}  # see test_tasks.py
+    others = {"bag_of_tokens", "centernet", "unet"}  # see test_tasks.py
     assert names == {name for name, *_ in PUBLISHED} | others
 
 

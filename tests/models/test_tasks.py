@@ -1,4 +1,4 @@
-"""Networks of other tasks: a head alone, a bag of tokens, a U-Net."""
+"""Networks of other tasks: a head alone, a bag of tokens, a U-Net, a CenterNet."""
 
 import flax.linen as nn
 import jax
@@ -60,6 +60,35 @@ def test_a_unet_has_features_at_the_first_stage_and_logits_for_each_pixel(
     assert logits.shape == (2, *size, 5)
     with pytest.raises(InputError, match=r"must be multiples of (8|32) .*, got 20x20"):
         jax.eval_shape(model.init, KEY, jnp.zeros((2, 20, 20, 3)))
+
+
+def test_the_expanding_path_is_as_wide_over_bottleneck_blocks_as_over_others():
+    def widths(encoder):
+        model = build({"name": "unet", "encoder": encoder, "width": 8}, num_classes=5)
+        variables = jax.eval_shape(model.init, KEY, jnp.zeros((1, 16, 16, 3)))
+        backbone = variables["params"]["backbone"]
+        names = sorted(name for name in backbone if name.startswith("Conv_"))
+        return [backbone[name]["kernel"].shape[-1] for name in names]
+
+    assert widths("resnet18") == widths("resnet50") == [32, 16, 8, 64]
+
+
+def test_a_centernet_has_a_branch_for_classes_and_one_for_boxes():
+    model = build({"name": "centernet", "width": 2, "features": 6}, num_classes=3)
+    variables = jax.jit(model.init)(KEY, jnp.zeros((1, 32, 64, 3)))
+    assert jax.eval_shape(model.apply, variables, jnp.zeros((2, 32, 64, 3))).shape == (2, 8, 16, 7)
+    features = jnp.asarray(RNG.normal(size=(1, 2, 2, 12)), jnp.float32)
+
+    def head(features):
+        return model.apply(variables, features, method="head")
+
+    without_boxes, without_classes = (
+        head(features.at[..., part].set(0.0)) for part in (slice(6, 12), slice(6))
+    )
+    np.testing.assert_allclose(without_boxes[..., :3], head(features)[..., :3])
+    np.testing.assert_allclose(without_classes[..., 3:], head(features)[..., 3:])
+    prior = jax.nn.sigmoid(head(jnp.zeros_like(features))[..., :3])
+    np.testing.assert_allclose(prior, 0.1, rtol=1e-5)
 
 
 class Pixels(nn.Module):
