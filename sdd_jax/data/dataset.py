@@ -127,7 +127,7 @@ def load(
         set's own labels, which also decide what ``validation`` and ``examples_per_class`` select. Not
         together with ``label_noise``.
       image_size: side in pixels of the views of images of any size, which are then decoded on demand:
-        crops, or whole images if they have boxes; 0: images of one size, kept in memory as they are.
+        crops, or whole images if they have boxes or maps; 0: images of one size, kept in memory.
       mean: channel means of pixels in [0, 1]; empty: computed from the training images. Required with
         ``image_size``.
       std: channel standard deviations, likewise.
@@ -256,8 +256,7 @@ def _validated_split(
         )
         images = kind.validated(shown, images)
     if image_size:
-        shown_name, whole = f"dataset {name}, {split}", task.whole_images
-        images = LazyImages(images, image_size, shown_name, whole=whole)
+        images = LazyImages(images, image_size, f"dataset {name}, {split}", whole=task.whole_images)
     require_array(len(images) > 0, shown, len(images), "at least one")
     labels = _validated_labels(f"{split} labels", labels, images, kind, task, num_classes, allowed)
     return Split(images, labels, task.moved if image_size and task.moves else None)
@@ -274,8 +273,8 @@ def _validated_labels(
 ) -> Any:
     """The labels in their final dtype; ``allowed`` states the range in words."""
     fits = labels.dtype.kind in task.dtypes and task.fits(labels, images.shape[1:])
-    kind_of = "numbers" if "f" in task.dtypes else "integers"
-    require_array(fits, name, f"{labels.dtype} {labels.shape}", f"{kind_of} {task.shape}")
+    numbers = "numbers" if "f" in task.dtypes else "integers"
+    require_array(fits, name, f"{labels.dtype} {labels.shape}", f"{numbers} {task.shape}")
     require_array(
         len(labels) == len(images), name, len(labels), f"{len(images)}, as the {kind.name}"
     )

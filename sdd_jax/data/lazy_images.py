@@ -19,10 +19,7 @@ AREA = (0.08, 1.0)  # fraction of the image
 RATIO = (3 / 4, 4 / 3)  # width to height
 ATTEMPTS = 10
 RESIZE = 256 / 224  # short side of a test image to the side of its crop
-SCALES = (
-    0.6,
-    1.4,
-)  # side of a training crop to the long side of the image, where views show all of it
+SCALES = (0.6, 1.4)  # of whole images: side of a training crop to the long side of the image
 THREADS = min(8, os.cpu_count() or 1)
 CHECKSUM_IMAGES = 64  # files may be on a slow disk
 
