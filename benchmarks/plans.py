@@ -113,6 +113,19 @@ def _compared(rows: Mapping[str, Row]) -> Plan:
     )
 
 
+def _regularisers(card: str) -> dict[str, Row]:
+    """Label smoothing and dropout at three values each, with the weight decay selected for cross-entropy."""
+    return _values(
+        "label smoothing",
+        "label_smoothing",
+        "smoothing",
+        card,
+        SMOOTHING,
+        (0.1, 0.2, 0.4),
+        SELECTED,
+    ) | _values("dropout", "dropout", "rate", card, DROPOUT, (0.3, 0.5, 0.7), SELECTED)
+
+
 def _task(card: str, baseline: str, figures: Figures, weights: Iterable[float]) -> Plan:
     """A plan that compares SD-Dropout with the loss of a task, by a card with validation images."""
     held_out = "--config.dataset.validation=0.1"
@@ -184,6 +197,7 @@ PLANS: dict[str, Plan] = {
     ),
     "cifar100-50-fitted": _compared(
         _values("cross-entropy", "ce", "weight decay", f"{SMALL}:ce,fitted", DECAY, DECAYS)
+        | _regularisers(f"{SMALL}:ce,fitted")
         | _values(
             "SD-Dropout",
             "sd_dropout",
@@ -206,16 +220,7 @@ PLANS: dict[str, Plan] = {
     ),
     "cub100-tuned": _compared(
         _values("cross-entropy", "ce", "weight decay", f"{BIRDS}:ce", DECAY, DECAYS)
-        | _values(
-            "label smoothing",
-            "label_smoothing",
-            "smoothing",
-            f"{BIRDS}:ce",
-            SMOOTHING,
-            (0.1, 0.2, 0.4),
-            SELECTED,
-        )
-        | _values("dropout", "dropout", "rate", f"{BIRDS}:ce", DROPOUT, (0.3, 0.5, 0.7), SELECTED)
+        | _regularisers(f"{BIRDS}:ce")
         | _values(
             "SD-Dropout", "sd_dropout", "weight", f"{BIRDS}:ce", WEIGHT, (0.1, 0.3, 1.0), SELECTED
         )
