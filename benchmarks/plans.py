@@ -114,7 +114,7 @@ def _compared(rows: Mapping[str, Row]) -> Plan:
 
 
 def _regularisers(card: str) -> dict[str, Row]:
-    """Label smoothing and dropout at three values each, with the weight decay selected for cross-entropy."""
+    """Label smoothing and dropout at three values each, with the decay selected for cross-entropy."""
     return _values(
         "label smoothing",
         "label_smoothing",
@@ -229,7 +229,7 @@ PLANS: dict[str, Plan] = {
         "configs/segment_scenes.py", "cross-entropy", MAPS_FIGURES, (0.01, 0.1, 1.0)
     ),
     "scenes-boxes": _task(
-        "configs/detect_scenes.py", "focal loss", BOXES_FIGURES, (0.1, 1.0, 10.0)
+        "configs/detect_scenes.py", "focal loss", BOXES_FIGURES, (0.01, 0.1, 1.0)
     ),
     "distillation": Plan(
         rows={
