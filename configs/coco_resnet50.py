@@ -36,7 +36,7 @@ def get_config(argument: str = "sd_dropout"):
         encoder="resnet18" if local else "resnet50",
         width=16 if local else 64,
     )
-    config.sd_dropout.weight = 0.0 if "ce" in words else 1.0
+    config.sd_dropout.weight = 0.0 if "ce" in words else 0.1
     config.engine = engines.options("streamed")
     config.optimizer = optimizers.options("adamw", learning_rate=5e-4, weight_decay=0.0)
     config.schedule = schedules.options("step", milestones=("90 epochs", "120 epochs"))

@@ -15,6 +15,7 @@ from sdd_jax.paths import Path, given_path, is_file
 
 ANNOTATIONS = "annotations/instances_{split}.json"
 OPTIONS = ("train", "val")
+LARGE = 10**8  # bytes; COCO's training annotations have four times as many and take half a minute
 
 _logger = logging.getLogger(__name__)
 
@@ -80,8 +81,11 @@ def _content(file: Path) -> dict[str, Any]:
     """Images and categories by id, and the annotations."""
     if not is_file(file):
         raise InputError(f"there is no file {str(file)!r} (after coco:)", field="name")
+    text = file.read_bytes()
+    if len(text) > LARGE:
+        _logger.warning("reading %s, of %d MB", file, len(text) // 10**6)
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(text)
         images = {int(image["id"]): image for image in content["images"]}
         for image in images.values():
             name = pathlib.PurePosixPath(image["file_name"])
