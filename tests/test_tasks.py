@@ -125,6 +125,7 @@ def test_all_checks_that_apply_give_a_report(trained, capsys):
         expected |= {"mc_dropout"}
         assert 0 < found["eval/mc_dropout/3/accuracy"] <= 1
     assert {name for name, record in checks.items() if record["metrics"]} == expected
+    assert (folder / "eval" / "examples.png").is_file() == (case in ("detection", "segmentation"))
     intervals = checks["accuracy"]["intervals"]
     low, high = intervals["accuracy"]
     assert low < found["eval/accuracy"] < high

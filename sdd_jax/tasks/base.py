@@ -114,6 +114,8 @@ class Task(abc.ABC):
       whole_images: whether a view must show the whole image, where images have any size.
       fixed_decisions: whether the labels alone say which decisions there are, for any outputs.
       dtypes: kinds of NumPy dtypes that labels can have.
+      panels: headings of the panels in which a report shows an example, see :meth:`draw`; empty: none.
+      caption: what their colours mean.
       divergence: of two outputs of the head, for SD-Dropout: one of the library's divergences.
     """
 
@@ -126,6 +128,8 @@ class Task(abc.ABC):
     whole_images: ClassVar[bool] = False
     fixed_decisions: ClassVar[bool] = True
     dtypes: ClassVar[str] = "iu"
+    panels: ClassVar[tuple[str, ...]] = ()
+    caption: ClassVar[str] = ""
     divergence: ClassVar[Callable[..., jax.Array]] = staticmethod(losses.symmetric_kl)
 
     # ----------------------------------------------------------------------- labels, on the host
@@ -268,6 +272,19 @@ class Task(abc.ABC):
         """
         del outputs, labels
         return {}
+
+    def draw(
+        self, panels: Sequence[Any], image: np.ndarray, outputs: np.ndarray, labels: np.ndarray
+    ) -> None:
+        """Draws an example for the report.
+
+        Args:
+          panels: an ``Axes`` of matplotlib for each of ``panels``.
+          image: uint8 ``[H, W, C]``.
+          outputs: its own.
+          labels: likewise.
+        """
+        raise NotImplementedError
 
 
 def of_labels(name: str, labels: np.ndarray, input_shape: tuple[int, ...]) -> Task:

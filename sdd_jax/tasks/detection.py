@@ -16,6 +16,7 @@ from sdd_jax.tasks.base import Decisions, Task, Window, tasks
 COLUMNS = 8
 CLASS, LEFT, TOP, WIDTH, HEIGHT, AREA, CROWD, SCALE = range(COLUMNS)
 CONFIDENT = 0.3  # score of a detection that counts as a decision
+ORANGE = "#E69F00"
 
 
 @tasks.register("detection")
@@ -52,6 +53,8 @@ class Detection(Task):
     whole_images = True
     fixed_decisions = False
     dtypes = "iuf"
+    panels = ("",)
+    caption = "White: boxes. Orange: detections with a score of at least 30 %, class and score."
     divergence = staticmethod(losses.symmetric_bernoulli_kl)
 
     def fits(self, labels: np.ndarray, input_shape: tuple[int, ...]) -> bool:
@@ -165,6 +168,29 @@ class Detection(Task):
     def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """COCO's average precision; those of small, medium and large objects if there are any."""
         return average_precision(self.probabilities(outputs), labels)
+
+    def draw(
+        self, panels: Sequence[Any], image: np.ndarray, outputs: np.ndarray, labels: np.ndarray
+    ) -> None:
+        """The image, the boxes of its objects, and the detections with a score of at least 0.3."""
+        (axes,) = panels
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        for box in labels[labels[:, CLASS] >= 0]:
+            axes.plot(*_outline(box[LEFT : HEIGHT + 1]), color="white", linewidth=2.5)
+        by_box: dict[tuple[float, ...], list[str]] = {}  # a cell can have several classes
+        for *box, c, score in self.probabilities(outputs):
+            if score >= CONFIDENT:
+                by_box.setdefault(tuple(box), []).append(f"{c:.0f}: {100 * score:.0f} %")
+        for box, classes in by_box.items():
+            axes.plot(*_outline(box), color=ORANGE, linewidth=1.2)
+            axes.text(*box[:2], ", ".join(classes), color=ORANGE, va="bottom", size=7)
+
+
+def _outline(box: Sequence[float]) -> tuple[list[float], list[float]]:
+    """x and y of the corners of a box: left, top, width, height. Pixels are centred on integers."""
+    left, top, width, height = (box[0] - 0.5, box[1] - 0.5, *box[2:])
+    x = [left, left + width, left + width, left, left]
+    return x, [top, top, top + height, top + height, top]
 
 
 def _objects_and_groups(labels: jax.Array) -> tuple[jax.Array, jax.Array]:

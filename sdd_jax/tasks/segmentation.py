@@ -1,5 +1,6 @@
 """One label for each pixel."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -24,6 +25,8 @@ class Segmentation(Task):
     figures: ClassVar = {"miou": "mIoU"}
     moves = True
     whole_images = True
+    panels = ("image", "labels", "predicted")
+    caption = "White: pixels of unknown class."
 
     def fits(self, labels: np.ndarray, input_shape: tuple[int, ...]) -> bool:
         """Labels ``[N, H, W]`` of images ``[N, H, W, C]``."""
@@ -111,6 +114,16 @@ class Segmentation(Task):
         iou = both.sum(axis=0) / total
         influence = len(labels) * np.sum((both - union * iou) / total, axis=-1)
         return {"miou": (iou.sum() + influence) / max(1, occurring.sum())}
+
+    def draw(
+        self, panels: Sequence[Any], image: np.ndarray, outputs: np.ndarray, labels: np.ndarray
+    ) -> None:
+        """The image, its map and the predicted one; unknown pixels are white."""
+        first, *maps = panels
+        first.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        for axes, classes in zip(maps, (labels, outputs.argmax(axis=-1)), strict=True):
+            shown = np.ma.masked_where(labels == UNLABELLED, classes)
+            axes.imshow(shown, "turbo", vmin=0, vmax=outputs.shape[-1] - 1, interpolation="nearest")
 
 
 def _nearest(xp: Any, first: Any, extent: Any, size: int, of: int) -> tuple[Any, Any]:
