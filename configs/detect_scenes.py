@@ -4,7 +4,8 @@ Paper     Lee et al. 2022, Self-Knowledge Distillation via Dropout (arXiv 2208.0
 Data      scikit-learn's digits on crops of its photographs; npz:PATH with boxes [N, M, 5] for yours
 Command   python train.py --config=configs/detect_scenes.py
 Variants  :ce (focal loss and boxes alone)
-Expected  AP
+Expected  AP 57 % with either, in two minutes on a CPU core: no evidence for the method, see
+          docs/results.md
 """
 
 from sdd_jax import config as configs
