@@ -8,23 +8,11 @@ Expected  mAP 72.3 %, with :ce 72.3 %, in a minute on two CPU cores (one seed): 
           for the method
 """
 
-from sdd_jax import config as configs
 from sdd_jax.models import models
-from sdd_jax.training.optimizers import optimizers
-
-ROWS = ("sd_dropout", "ce")
+from sdd_jax.recipes import scenes
 
 
 def get_config(argument: str = "sd_dropout"):
     """``argument``: ``sd_dropout`` or ``ce``."""
-    words = configs.words(argument, ROWS, alternatives=[ROWS])
-    config = configs.default()
-    config.dataset.name = "scenes:labels"
-    config.model = models.options("resnet18", width=16, stem="imagenet")
-    config.sd_dropout.weight = 0.0 if "ce" in words else 0.1
-    config.optimizer = optimizers.options("adamw", learning_rate=0.005)
-    config.batch_size = 32
-    config.duration = "15 epochs"
-    config.eval_every = "5 epochs"
-    config.checkpoint_every = "5 epochs"
-    return config
+    model = models.options("resnet18", width=16, stem="imagenet")
+    return scenes("scenes:labels", model, argument, weight=0.1)

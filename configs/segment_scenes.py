@@ -8,23 +8,11 @@ Expected  mIoU 47 % with either, in a few minutes on a CPU core: no evidence for
           docs/results.md
 """
 
-from sdd_jax import config as configs
 from sdd_jax.models import models
-from sdd_jax.training.optimizers import optimizers
-
-ROWS = ("sd_dropout", "ce")
+from sdd_jax.recipes import scenes
 
 
 def get_config(argument: str = "sd_dropout"):
     """``argument``: ``sd_dropout`` or ``ce``."""
-    words = configs.words(argument, ROWS, alternatives=[ROWS])
-    config = configs.default()
-    config.dataset.name = "scenes"
-    config.model = models.options("unet", width=16, features=32, stem="imagenet")
-    config.sd_dropout.weight = 0.0 if "ce" in words else 0.01
-    config.optimizer = optimizers.options("adamw", learning_rate=0.005)
-    config.batch_size = 32
-    config.duration = "15 epochs"
-    config.eval_every = "5 epochs"
-    config.checkpoint_every = "5 epochs"
-    return config
+    model = models.options("unet", width=16, features=32, stem="imagenet")
+    return scenes("scenes", model, argument, weight=0.01)

@@ -1,4 +1,4 @@
-"""The recipes of the two papers, shared by the recipe cards."""
+"""Recipes that several cards share: those of the two papers, and that of the embedded scenes."""
 
 from ml_collections import ConfigDict
 
@@ -6,6 +6,7 @@ from sdd_jax import config as configs
 from sdd_jax.data.engines import engines
 from sdd_jax.models import models
 from sdd_jax.objectives import objectives
+from sdd_jax.training.optimizers import optimizers
 from sdd_jax.training.schedules import schedules
 
 SPREADS = ("two_heads", "dirichlet", "gaussian")  # of a student
@@ -111,6 +112,28 @@ def _words(argument: str) -> set[str]:
 
 def _is_local(argument: str) -> bool:
     return "runlocal" in _words(argument)
+
+
+def scenes(dataset: str, model: ConfigDict, argument: str, *, weight: float) -> ConfigDict:
+    """The recipe for digits on photographs: AdamW, batch 32, 15 epochs.
+
+    Args:
+      dataset: "scenes", "scenes:labels" or "scenes:boxes".
+      model: options of the network.
+      argument: "sd_dropout" (the default), or "ce" for the loss of the task alone.
+      weight: that of SD-Dropout.
+    """
+    rows = ("sd_dropout", "ce")
+    words = configs.words(argument, rows, alternatives=[rows])
+    config = configs.default()
+    config.dataset.name = dataset
+    config.model = model
+    config.sd_dropout.weight = 0.0 if "ce" in words else weight
+    config.optimizer = optimizers.options("adamw", learning_rate=0.005)
+    config.batch_size = 32
+    config.duration = "15 epochs"
+    config.eval_every = config.checkpoint_every = "5 epochs"
+    return config
 
 
 def dropout_teacher(dataset: str, model: str) -> ConfigDict:
