@@ -280,7 +280,7 @@ def _validated_labels(
     )
     if isinstance(labels, LazyMaps):
         validated = functools.partial(task.validated, num_classes=num_classes, allowed=allowed)
-        return labels.validated_by(validated, name)
+        return labels.validated_by(validated)
     return task.validated(name, labels, num_classes, allowed)
 
 

@@ -66,11 +66,9 @@ class LazyMaps:
         require_array(fits, name, f"{labels.dtype} {labels.shape}", "integers [H, W]")
         return labels if self._validated is None else self._validated(name, labels[None])[0]
 
-    def validated_by(
-        self, validated: Callable[[str, np.ndarray], np.ndarray], name: str
-    ) -> "LazyMaps":
+    def validated_by(self, validated: Callable[[str, np.ndarray], np.ndarray]) -> "LazyMaps":
         """These maps, each of which is validated when it is read."""
-        return LazyMaps(self._maps, self._size, name, validated, self._index)
+        return LazyMaps(self._maps, self._size, self._name, validated, self._index)
 
     def checksum(self) -> int:
         """As :meth:`sdd_jax.data.lazy_images.LazyImages.checksum`."""

@@ -22,9 +22,8 @@ from sdd_jax.runs.trained_network import TrainedNetwork
 from sdd_jax.tasks import Decisions
 
 REPORTED_SAMPLES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
-MOST_DECISIONS = (
-    100_000  # that a map is fitted to, or that are sorted; of pixels there are millions
-)
+# That a map is fitted to, or that are sorted; of pixels there are millions.
+MOST_DECISIONS = 100_000
 BATCHES_OF_FEATURES = 32  # on the host at a time
 
 

@@ -6,7 +6,6 @@ convolution of its own before its linear layer: half of the features are the cla
 """
 
 import math
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -14,8 +13,7 @@ import jax.numpy as jnp
 
 from sdd_jax.models.base import Classifier, Dtype, Width, models
 from sdd_jax.models.layers import Dropout, head_init
-from sdd_jax.models.resnet import DEPTHS, ResNet
-from sdd_jax.models.unet import UNet
+from sdd_jax.models.unet import Encoder, over_resnet
 from sdd_jax.options import Rate
 
 PRIOR = 0.1  # initial probability of an object
@@ -26,7 +24,7 @@ def centernet(
     *,
     num_classes: int,
     axis_name: str | None,
-    encoder: Literal["resnet18", "resnet34", "resnet50"] = "resnet18",
+    encoder: Encoder = "resnet18",
     width: Width = 64,
     features: Width = 64,
     dropout_rate: Rate = 0.0,
@@ -37,9 +35,7 @@ def centernet(
     ``dropout_rate`` is that of the dropout before the two linear layers. The height and width of the
     images are multiples of 32.
     """
-    block, stages = DEPTHS[encoder]
-    contracting = ResNet(block, stages, width, "imagenet", axis_name, jnp.dtype(dtype), pool=False)
-    backbone = UNet(contracting, 2 * features, axis_name, jnp.dtype(dtype))
+    backbone = over_resnet(encoder, width, 2 * features, "imagenet", axis_name, dtype)
     return CenterNet(backbone, num_classes, dropout_rate)
 
 

@@ -18,13 +18,15 @@ from sdd_jax.models.layers import layers
 from sdd_jax.models.resnet import DEPTHS, ResNet
 from sdd_jax.options import Rate
 
+Encoder = Literal["resnet18", "resnet34", "resnet50"]
+
 
 @models.register("unet")
 def unet(
     *,
     num_classes: int,
     axis_name: str | None,
-    encoder: Literal["resnet18", "resnet34", "resnet50"] = "resnet18",
+    encoder: Encoder = "resnet18",
     width: Width = 64,
     features: Width = 64,
     stem: Stem = "cifar",
@@ -36,10 +38,17 @@ def unet(
     ``dropout_rate`` is that of the dropout before the head, a linear map at each location. The height
     and width of the images are multiples of 8, or of 32 with the stem for ImageNet.
     """
+    backbone = over_resnet(encoder, width, features, stem, axis_name, dtype)
+    return Classifier(backbone, num_classes, dropout_rate, upsample=1 if stem == "cifar" else 4)
+
+
+def over_resnet(
+    encoder: Encoder, width: int, features: int, stem: Stem, axis_name: str | None, dtype: Dtype
+) -> "UNet":
+    """The backbone with ``features`` channels over the stages of a ResNet."""
     block, stages = DEPTHS[encoder]
     contracting = ResNet(block, stages, width, stem, axis_name, jnp.dtype(dtype), pool=False)
-    backbone = UNet(contracting, features, axis_name, jnp.dtype(dtype))
-    return Classifier(backbone, num_classes, dropout_rate, upsample=1 if stem == "cifar" else 4)
+    return UNet(contracting, features, axis_name, jnp.dtype(dtype))
 
 
 class UNet(nn.Module):

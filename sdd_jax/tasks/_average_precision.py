@@ -5,14 +5,8 @@ Labels are ``[N, M, 8]`` and detections ``[N, P, 6]``, as of :class:`sdd_jax.tas
 
 import numpy as np
 
-NAMES = (
-    "ap",
-    "ap50",
-    "ap75",
-    "ap_small",
-    "ap_medium",
-    "ap_large",
-)  # the first of COCO's statistics
+# The first of COCO's statistics.
+NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 OVERLAP = 0.5  # intersection over union of a detection that is right
 
 

@@ -78,6 +78,12 @@ class Decisions(NamedTuple):
         return Decisions(logits, labels, example, self.num_examples)
 
 
+def yes_or_no(logits: Any) -> Any:
+    """``[...]`` to ``[..., 2]``: the logits of no and of yes, whose softmax is the sigmoid of yes."""
+    xp = jnp if isinstance(logits, jax.Array) else np
+    return xp.stack([xp.zeros_like(logits), logits], axis=-1)
+
+
 class Window(NamedTuple):
     """The part of an image that a view of it shows.
 
@@ -207,7 +213,12 @@ class Task(abc.ABC):
           labels: ``[B, ...]``.
           **options: of :func:`sdd_jax.losses.sd_dropout_loss_from_logits`.
         """
-        valid = self.valid(labels)
+        return self.mean_divergence(samples, self.valid(labels), **options)
+
+    def mean_divergence(
+        self, samples: Sequence[jax.Array], valid: jax.Array | None, **options: Any
+    ) -> jax.Array:
+        """Mean of SD-Dropout's divergence of ``samples`` where it counts, ``[B]``."""
         where = None if valid is None else valid[..., None]
         values = losses.sd_dropout_loss_from_logits(
             samples, where=where, divergence=self.divergence, **options

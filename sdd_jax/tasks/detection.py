@@ -11,7 +11,7 @@ from sdd_jax import losses
 from sdd_jax.errors import require_array
 from sdd_jax.tasks import _centre_points as centre_points
 from sdd_jax.tasks._average_precision import average_precision, correct
-from sdd_jax.tasks.base import Decisions, Task, Window, tasks
+from sdd_jax.tasks.base import Decisions, Task, Window, tasks, yes_or_no
 
 COLUMNS = 8
 CLASS, LEFT, TOP, WIDTH, HEIGHT, AREA, CROWD, SCALE = range(COLUMNS)
@@ -114,12 +114,6 @@ class Detection(Task):
 
     # -------------------------------------------------------------------------- in a training step
 
-    def classes(self, outputs: Any) -> Any:
-        """``[B, h, w, K + 4]`` to ``[B, h, w, K, 2]``: no object, or one of this class."""
-        xp = jnp if isinstance(outputs, jax.Array) else np
-        logits = outputs[..., :-4]
-        return xp.stack([xp.zeros_like(logits), logits], axis=-1)
-
     def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
         """Focal loss of the centres and L1 of offsets and sizes, ``[B]``."""
         return jax.vmap(centre_points.loss)(outputs, *_objects_and_groups(labels))
@@ -132,10 +126,7 @@ class Detection(Task):
         boxes, _ = _objects_and_groups(labels)
         heat = jax.vmap(lambda b: centre_points.heat_map(b, logits[0].shape[1:]))(boxes)
         near = jnp.max(heat, axis=-1) > 0
-        values = losses.sd_dropout_loss_from_logits(
-            logits, where=near[..., None], divergence=self.divergence, **options
-        )
-        return self.per_example(values, near)
+        return self.mean_divergence(logits, near, **options)
 
     def choices(self, outputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any, Any]:
         """The class of each object, from the K logits of the cell of its centre."""
@@ -161,9 +152,8 @@ class Detection(Task):
         counts = logits >= np.log(CONFIDENT / (1 - CONFIDENT))
         counts[:, 0] = True
         example, _ = np.nonzero(counts)
-        chosen = logits[counts]
-        pairs = np.stack([np.zeros_like(chosen), chosen], axis=-1)
-        return Decisions(pairs, right[counts].astype(np.int32), example, len(labels))
+        right = right[counts].astype(np.int32)
+        return Decisions(yes_or_no(logits[counts]), right, example, len(labels))
 
     def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """COCO's average precision; those of small, medium and large objects if there are any."""

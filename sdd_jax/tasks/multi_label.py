@@ -3,12 +3,11 @@
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax import losses
 from sdd_jax.errors import require_array
-from sdd_jax.tasks.base import Task, tasks
+from sdd_jax.tasks.base import Task, tasks, yes_or_no
 
 
 @tasks.register("multi_label")
@@ -53,8 +52,7 @@ class MultiLabel(Task):
 
     def classes(self, outputs: Any) -> Any:
         """``[B, K]`` to ``[B, K, 2]``."""
-        xp = jnp if isinstance(outputs, jax.Array) else np
-        return xp.stack([xp.zeros_like(outputs), outputs], axis=-1)
+        return yes_or_no(outputs)
 
     def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
         """Binary cross-entropy, summed over the classes, ``[B]``."""

@@ -220,16 +220,14 @@ class Batches:
     def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[int, str]]:
         step, skipped = self._start + index, {}
         examples, position = np.array(self._order.index(step)), self._order.position
-        views, labels = zip(
-            *(
-                self._view(step, v, examples[..., v], position, skipped)
-                for v in range(examples.shape[-1])
-            ),
-            strict=True,
-        )
+        pairs = [
+            self._view(step, v, examples[..., v], position, skipped)
+            for v in range(examples.shape[-1])
+        ]
+        views = tuple(view for view, _ in pairs)
         batch = {"views": views, "index": examples, "position": position}
         if self._split.move is not None:
-            batch["labels"] = labels[0]
+            batch["labels"] = self._moved(examples[..., 0], pairs[0][1])
         return jax.tree.map(lambda x: x[:, None], batch), skipped
 
     def _view(
@@ -239,22 +237,21 @@ class Batches:
         examples: np.ndarray,
         position: np.ndarray,
         skipped: dict[int, str],
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One view of each example, and its labels; ``examples`` and ``skipped`` are updated."""
+    ) -> tuple[np.ndarray, dict[tuple[int, ...], Window]]:
+        """One view of each example, and the parts that crops show; updates ``examples``, ``skipped``."""
         images = self._split.images
         if isinstance(images, np.ndarray):
-            return images[examples], self._split.labels[examples]
+            return images[examples], {}
         crops, windows = np.empty((*examples.shape, *images.shape[1:]), np.uint8), {}
         for i in np.ndindex(examples.shape):
             rng = np.random.default_rng((CROP, self._seed, step, view, int(position[i])))
             crops[i], windows[i], examples[i] = self._crop(images, int(examples[i]), rng, skipped)
-        if not self._split.move:
-            return crops, self._split.labels[examples]
-        moved = [
-            self._split.moved(int(examples[i]), windows[i]) for i in np.ndindex(examples.shape)
-        ]
-        labels = np.stack(moved)
-        return crops, labels.reshape(*examples.shape, *labels.shape[1:])
+        return crops, windows
+
+    def _moved(self, examples: np.ndarray, windows: dict[tuple[int, ...], Window]) -> np.ndarray:
+        """The labels of the crops of a view."""
+        labels = np.stack([self._split.moved(int(examples[i]), w) for i, w in windows.items()])
+        return labels.reshape(*examples.shape, *labels.shape[1:])
 
     def _crop(
         self, images: LazyImages, example: int, rng: np.random.Generator, skipped: dict[int, str]
@@ -269,8 +266,8 @@ class Batches:
                         f"{error}; engine.on_error=skip replaces damaged images"
                     ) from error
                 skipped[candidate] = str(error)
-        label = self._split.labels[example]
-        others = f"any other image of class {label}" if np.ndim(label) == 0 else "any other"
+        labels = self._split.labels
+        others = f"any other image of class {labels[example]}" if labels.ndim == 1 else "any other"
         raise InputError(f"{skipped[example]}; nor can {others}")
 
     def _candidates(self, example: int) -> Iterator[int]:

@@ -261,13 +261,13 @@ def _num_classes(builder: Any, label: str) -> int:
 
 def _decode(name: str, label: str, data_dir: str) -> tuple[dict[str, np.ndarray], int]:
     builder, splits = _open(name, label, data_dir)
-    arrays = {}
+    arrays, is_map = {}, _is_map(builder, label)
     for split, source_split in splits.items():
         source = _data_source(builder, source_split)
         images = labels = None
         for i, example in enumerate(source):
             image, of_image = np.asarray(example["image"]), np.asarray(example[label])
-            if _is_map(builder, label):
+            if is_map:
                 of_image = of_image[..., 0]
             if images is None or labels is None:
                 images = np.empty((len(source), *image.shape), image.dtype)
