@@ -40,6 +40,10 @@ MAPS_FIGURES: Figures = {
 DISTILLATION_FIGURES: Figures = {
     f"{name}, error %": (f"eval/distillation/{key}/error", 100, 2)
     for name, key in {"Standard": "standard", "MC(100)": "mc", "Distilled": "distilled"}.items()
+} | {
+    "gap closed %": ("eval/distillation/gap_closed", 100, 0),
+    "KL from MC, Standard": ("eval/distillation/standard/kl_from_mc", 1, 3),
+    "KL from MC, Distilled": ("eval/distillation/distilled/kl_from_mc", 1, 3),
 }
 
 
@@ -52,7 +56,8 @@ class Row:
       card: recipe card with its argument.
       published: the published figure.
       options: further arguments of ``train.py``, but not for the teacher.
-      teacher: card of a teacher to train first; rows of a plan share it.
+      teacher: card of a teacher to train first. The rows and seeds of a plan share it: as in the paper,
+        whose table has no deviation for the teachers, the distillation is what is repeated.
       method: method of which this is one of several values; the validation split selects one of them.
     """
 
@@ -237,13 +242,17 @@ PLANS: dict[str, Plan] = {
             for name, (label, card, published) in _DISTILLATION.items()
         }
         | {
-            f"quick-short-{hidden}": Row(
-                f"the same, student of {hidden} hidden units in place of 64",
+            f"quick-short-{name}": Row(
+                label,
                 "configs/distill_quick_cifar10.py:short",
-                options=(f"--config.model.hidden={hidden}",),
+                options=(f"--config.{option}",),
                 teacher="configs/quick_cifar10.py:short",
             )
-            for hidden in (32, 8)
+            for name, label, option in (
+                ("32", "32 hidden units in place of 64", "model.hidden=32"),
+                ("8", "8 hidden units", "model.hidden=8"),
+                ("train", "training images as they are", "inputs=train"),
+            )
         },
         figures=DISTILLATION_FIGURES,
         evaluation=("--checks=distillation",),

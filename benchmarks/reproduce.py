@@ -37,14 +37,8 @@ def run(plan: str, row: str, seed: int, args: argparse.Namespace) -> dict[str, A
         train_args = [*options, *data]
         if recipe.teacher:
             teacher = pathlib.Path(recipe.teacher).name.replace(".py", "").replace(":", "-")
-            teacher_workdir = pathlib.Path(args.runs) / plan / teacher / f"seed{seed}"
-            call(
-                "train.py",
-                f"--config={recipe.teacher}",
-                f"--config.seed={seed}",
-                *data,
-                f"--workdir={teacher_workdir}",
-            )
+            teacher_workdir = pathlib.Path(args.runs) / plan / teacher
+            call("train.py", f"--config={recipe.teacher}", *data, f"--workdir={teacher_workdir}")
             train_args.append(f"--config.teacher={teacher_workdir}")
         call("train.py", f"--config={recipe.card}", *train_args, f"--workdir={workdir}")
         call(

@@ -62,6 +62,24 @@ def test_a_run_that_fails_ends_the_plan_with_its_status(tiny_plan, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_a_teacher_trains_once_for_the_students_of_all_seeds(tiny_plan, tmp_path, monkeypatch):
+    calls = []
+    row = Row("student", "configs/distill_digits.py", teacher="configs/digits.py:teacher")
+    monkeypatch.setitem(PLANS, "tiny", Plan({"student": row}, {}, ()))
+    monkeypatch.setattr(reproduce, "call", lambda script, *args: calls.append((script, *args)))
+    monkeypatch.setattr(reproduce, "collect", lambda *_, **__: {"metrics": []})
+    for seed in (0, 1):
+        reproduce.run("tiny", "student", seed, tiny_plan)
+    teacher = tmp_path / "runs/tiny/digits-teacher"
+    first, second = calls[:3], calls[3:]
+    assert first[0] == second[0]  # the second call of train.py finds a complete run
+    assert first[0][1] == "--config=configs/digits.py:teacher"
+    assert first[0][-1] == f"--workdir={teacher}"
+    for seed, (_, student, evaluation) in enumerate((first, second)):
+        assert {f"--config.teacher={teacher}", f"--config.seed={seed}"} <= set(student)
+        assert student[-1] == evaluation[1] == f"--workdir={tmp_path}/runs/tiny/student/seed{seed}"
+
+
 def test_the_candidate_with_the_best_validation_has_the_other_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     (tmp_path / PLAN).mkdir()
