@@ -16,6 +16,7 @@ from sdd_jax.devices import replicate
 from sdd_jax.errors import InputError
 from sdd_jax.evaluation import Evaluator, corruptions, metrics
 from sdd_jax.evaluation.checks import build, checks, default_options
+from sdd_jax.evaluation.checks.distillation import gap_note
 from sdd_jax.evaluation.report import Report, Section
 from sdd_jax.evaluation.results import WARNING
 from sdd_jax.experiment import load_setup
@@ -364,6 +365,25 @@ def test_mc_dropout_needs_a_run_with_dropout_or_a_rate(ce):
     check = build("mc_dropout", {"mc_rate": 0.3, "mc_samples": 2})
     assert check.requirement(ce.setup) == ""
     assert "mc_dropout/2/accuracy" in check(ce).metrics
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.018, 0.031), "2.44 points (95 % interval 1.80 to 3.10)."),
+        (
+            (-0.003, 0.05),
+            "2.44 points (95 % interval -0.30 to 5.00); the gap may be chance, and then its share "
+            "says nothing.",
+        ),
+        (None, "2.44 points."),
+    ],
+)
+def test_the_closed_share_stands_beside_the_interval_of_its_gap(interval, expected):
+    values = {"standard/error": 0.2644, "mc/error": 0.24, "gap_closed": 0.148}
+    assert gap_note(values, interval) == (
+        f"Gap closed: 15 % of the way from Standard to MC in error, {expected}"
+    )
 
 
 def test_distillation_needs_a_teacher_that_can_be_loaded(ce):

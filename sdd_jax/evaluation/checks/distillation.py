@@ -99,7 +99,14 @@ class Distillation(Check):
                 ),
             ),
             tables=(_table(values, labelled),),
-            notes=(_gap_note(values),),
+            notes=(
+                gap_note(
+                    values,
+                    metrics.paired_interval(
+                        *(by_image[f"distillation/{name}/error"] for name in ("mc", "standard"))
+                    ),
+                ),
+            ),
             by_image=by_image,
         )
 
@@ -151,11 +158,18 @@ def _seconds_per_image(evaluator: Evaluator) -> float:
     return (time.perf_counter() - start) / len(evaluator.labels)
 
 
-def _gap_note(values: Mapping[str, float]) -> str:
+def gap_note(values: Mapping[str, float], interval: tuple[float, float] | None) -> str:
+    """The closed share of the gap, and the gap with its interval over the test images."""
     closed = values.get("gap_closed")
     if closed is None:
         return "Gap closed: undefined, since MC is not better than Standard."
-    return f"Gap closed: {100 * closed:.0f} % of the way from Standard to MC in error."
+    gap = 100 * (values["standard/error"] - values["mc/error"])
+    note = f"Gap closed: {100 * closed:.0f} % of the way from Standard to MC in error, {gap:.2f} points"
+    if interval is None:
+        return f"{note}."
+    low, high = (100 * end for end in interval)
+    chance = "; the gap may be chance, and then its share says nothing" if low <= 0 else ""
+    return f"{note} (95 % interval {low:.2f} to {high:.2f}){chance}."
 
 
 def _table(values: Mapping[str, float], labelled: Mapping[str, str]) -> Table:
