@@ -251,7 +251,7 @@ PLANS: dict[str, Plan] = {
             for name, label, option in (
                 ("32", "32 hidden units in place of 64", "model.hidden=32"),
                 ("8", "8 hidden units", "model.hidden=8"),
-                ("train", "training images as they are", "inputs=train"),
+                ("perturbed", "perturbed inputs", "inputs=perturbed"),
             )
         },
         figures=DISTILLATION_FIGURES,

@@ -103,6 +103,7 @@ def tables() -> dict[str, str]:
         | {"methods": methods_table()}
         | {f"tpu-{topology}": tpu_table(topology) for topology in TOPOLOGIES}
         | {"selective-cub100-tuned": selective_table("selective-cub100-tuned")}
+        | {"distilled-inputs-quick": distilled_inputs_table("distilled-inputs-quick")}
     )
 
 
@@ -192,6 +193,18 @@ def distillation_table(name: str) -> str:
         ]
         lines.append([label, *([published[i]] if published else []), *cells])
     return markdown(["", *(["the paper's error %"] if published else []), *DISTILLATION], lines)
+
+
+def distilled_inputs_table(name: str) -> str:
+    """A row for each kind of images: errors and divergences from the ensemble of each network."""
+    path = measure.RESULTS / f"{name}.json"
+    results = json.loads(path.read_text())["results"] if path.is_file() else {}
+    lines = [
+        [images, *(f"{of['error']:.1f}, {of['kl']:.3f}" for of in networks.values())]
+        for images, networks in results.items()
+    ]
+    header = next(iter(results.values()), ())
+    return markdown(["error %, KL from MC", *header], lines)
 
 
 def spread_table(name: str) -> str:
