@@ -3,10 +3,11 @@
     python -m benchmarks.distilled_inputs --runs distill_quick_cifar10-short,OTHER [--masks 100]
 
 ``--runs`` are workdirs of students of one teacher. The first 1,000 training and test images of its data
-set are shown to the teacher with dropout, to the teacher without it, and to each student: as they are,
-and with each pixel black with probability 0.2, the inputs ``perturbed``. Where a student is near to the
-ensemble on training images and not on test images, it overfits; where it is near on the images of its
-training and not on others, these have taught it something else.
+set are shown to the teacher with dropout, to the teacher without it, and to each student: as they are;
+with each pixel black with probability 0.2, the inputs ``perturbed``; and with these pixels in the mean
+colour, which normalises to zero. Where a student is near to the ensemble on training images and not on
+test images, it overfits; where it is near on the images of its training and not on others, these have
+taught it something else.
 """
 
 import pathlib
@@ -46,7 +47,11 @@ def main() -> None:
         labels = np.asarray(splits[split].labels[:NUM_IMAGES])
         keys = jax.random.split(jax.random.key(0), len(images))
         black = np.asarray(augment(keys, images, drop_pixels=PERTURBATION))
-        for name, shown in {"as they are": images, "perturbed": black}.items():
+        dropped = (black != images).any(-1, keepdims=True)
+        mean = np.round(255 * teacher.mean).astype(np.uint8)
+        kinds = {"as they are": images, "perturbed": black}
+        kinds["mean colour"] = np.where(dropped, mean, images)
+        for name, shown in kinds.items():
             probs = teacher.mc_dropout(shown, num_samples=args.masks).probs.astype(np.float64)
             ensemble = np.log(np.maximum(probs, np.finfo(np.float32).tiny))
             networks = {"Standard": teacher, **students}

@@ -6,7 +6,7 @@ Command   python train.py --config=configs/distill_nin_cifar.py --config.teacher
           python eval.py --workdir=runs/distill_nin_cifar --checks=distillation
 Variants  :cifar100 (of the teacher's :cifar100 run), --config.inputs=perturbed
 Expected  test error: Standard 11.16 %, MC(100) 11.04 %, Distilled 11.14 %; with :cifar100
-          35.28, 35.05 and 35.20 % (the paper, 5 repetitions; not yet reproduced here)
+          35.28, 35.05 and 35.20 % (the paper, 5 repetitions, inputs perturbed; not yet reproduced here)
 """
 
 from sdd_jax import config as configs
