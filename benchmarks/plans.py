@@ -162,8 +162,8 @@ _CIFAR100 = {
     "dml": ("DML", ":dml", "78.9"),
     "dml-sd_dropout": ("DML + SD-Dropout 0.1", ":dml,sd_dropout", "78.8"),
 }
-# The paper's errors of teacher, ensemble and student; of students of the training images as they are, but
-# NiN's, which it reports for perturbed ones alone.
+# The paper's errors of teacher, ensemble and student; of students of the training images as they are,
+# but NiN's, which it reports for perturbed ones alone.
 _QUICK = "18.15 / 16.78 / 17.15"
 _DISTILLATION = {
     "quick": ("CIFAR-10 Quick", "quick_cifar10.py", _QUICK),
