@@ -41,6 +41,8 @@ def main() -> None:
     (folder,) = {pathlib.Path(run.config.teacher).resolve() for run in runs}
     teacher = sdd_jax.load(folder)
     splits = load_setup(complete(read_config(folder))).dataset.splits
+    networks = {"Standard": teacher, **students}
+    mean = np.round(255 * teacher.mean).astype(np.uint8)
     results = {}
     for split in ("train", "test"):
         images = np.asarray(splits[split].images[:NUM_IMAGES])
@@ -48,13 +50,11 @@ def main() -> None:
         keys = jax.random.split(jax.random.key(0), len(images))
         black = np.asarray(augment(keys, images, drop_pixels=PERTURBATION))
         dropped = (black != images).any(-1, keepdims=True)
-        mean = np.round(255 * teacher.mean).astype(np.uint8)
         kinds = {"as they are": images, "perturbed": black}
         kinds["mean colour"] = np.where(dropped, mean, images)
         for name, shown in kinds.items():
             probs = teacher.mc_dropout(shown, num_samples=args.masks).probs.astype(np.float64)
             ensemble = np.log(np.maximum(probs, np.finfo(np.float32).tiny))
-            networks = {"Standard": teacher, **students}
             results[f"{split}, {name}"] = {"MC": figures(ensemble, ensemble, labels)} | {
                 network: figures(metrics.log_softmax(run.logits(shown)), ensemble, labels)
                 for network, run in networks.items()

@@ -208,8 +208,9 @@ def distilled(
       workdir: default workdir of the teacher's run.
       last_learning_rate: learning rate at the end of the teacher's training.
       inputs: "perturbed", "train" or "unlabelled:NAME". The paper's default is "perturbed", and "train"
-        is as good in its table. On photographs only "train" is: with a fifth of the pixels black the
-        teacher recognises nothing, and its student learns its opinion of noise (docs/results.md).
+        is as good in its table. On CIFAR-10 with Quick only "train" was: with a fifth of its pixels
+        black the teacher recognises nothing, and the student learns its opinion of noise
+        (docs/results.md).
     """
     config = teacher.copy_and_resolve_references()
     config.inputs = inputs
