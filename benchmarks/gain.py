@@ -24,7 +24,10 @@ INTENTS = {
     "intents-transformer": "the same, transformer",
     "intents-50": "150 intents, 50 questions each",
 }
-PLANNED = {"cub100-tuned": "100 birds, 27 photographs each"}
+PLANNED = {  # with the modality and the data set
+    "cub100-tuned": ("images: CUB-100", "100 birds, 27 photographs each"),
+    "cifar100-50-fitted": ("images: CIFAR-100", "100 classes, 50 small images each"),
+}
 LABEL_NOISE = {
     "0.0": "10 digits, 1,000 images each",
     "0.2": "the same, 20 % of the labels wrong",
@@ -59,13 +62,13 @@ def studies() -> Iterator[Study]:
             results = json.loads(path.read_text())["results"]
             accuracies = {method: result["accuracy"] for method, result in results.items()}
             yield _study("text: CLINC150", label, accuracies)
-    for plan, label in PLANNED.items():
+    for plan, (data, label) in PLANNED.items():
         accuracies = {
             method: [100 * run["eval/accuracy"] for run in runs.values()]
             for method, (_, runs) in outcomes.methods(plan).items()
         }
         if {BASELINE, *COLOURS} <= accuracies.keys():
-            yield Study("images: CUB-100", label, accuracies)
+            yield Study(data, label, accuracies)
     if (path := measure.RESULTS / "label-noise.json").is_file():
         results = json.loads(path.read_text())["results"]
         for noise, label in LABEL_NOISE.items():

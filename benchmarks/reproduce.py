@@ -51,8 +51,9 @@ def run(plan: str, row: str, seed: int, args: argparse.Namespace) -> dict[str, A
         teacher = [f"--config.teacher=RUN_OF_{recipe.teacher}"] if recipe.teacher else []
         command = shlex.join(["python", "train.py", f"--config={recipe.card}", *options, *teacher])
         evaluation = shlex.join(["eval.py", *_evaluation_args(PLANS[plan], "")])
+        what = " ".join(filter(None, (recipe.method, recipe.label)))
         text = dump(
-            f"{recipe.label}, seed {seed}: last step, and {evaluation}",
+            f"{what}, seed {seed}: last step, and {evaluation}",
             args.machine,
             {f"{row}-{seed}": collect(workdir, command, last=True)},
         )

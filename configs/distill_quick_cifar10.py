@@ -7,7 +7,7 @@ Command   python train.py --config=configs/distill_quick_cifar10.py --config.tea
 Variants  :short (of the teacher's :short run), --config.inputs=perturbed (or unlabelled:NAME),
           --config.model.hidden=8 (a smaller student)
 Expected  test error: Standard 18.15 %, MC(100) 16.78 %, Distilled 17.15 % (the paper, 5 repetitions);
-          with :short 25.9, 23.9 and 24.6 % (docs/results.md)
+          with :short 25.9, 24.0 and 24.6 % (docs/results.md)
 """
 
 from sdd_jax import config as configs
