@@ -26,7 +26,7 @@ INTENTS = {
 }
 PLANNED = {  # with the modality and the data set
     "cub100-tuned": ("images: CUB-100", "100 birds, 27 photographs each"),
-    "cifar100-50-fitted": ("images: CIFAR-100", "100 classes, 50 small images each"),
+    "cifar100-50-tuned": ("images: CIFAR-100", "100 classes of CIFAR-100, 50 images each"),
 }
 LABEL_NOISE = {
     "0.0": "10 digits, 1,000 images each",

@@ -108,6 +108,11 @@ def _values(
     }
 
 
+def _weights(card: str, weights: Iterable[float], *fixed: str) -> dict[str, Row]:
+    """The rows of SD-Dropout: one for each weight, beside the options ``fixed``."""
+    return _values("SD-Dropout", "sd_dropout", "weight", card, WEIGHT, weights, *fixed)
+
+
 def _compared(rows: Mapping[str, Row]) -> Plan:
     """A plan whose methods are compared with cross-entropy."""
     return Plan(
@@ -118,17 +123,27 @@ def _compared(rows: Mapping[str, Row]) -> Plan:
     )
 
 
-def _regularisers(card: str) -> dict[str, Row]:
-    """Label smoothing and dropout at three values each, with the decay selected for cross-entropy."""
-    return _values(
-        "label smoothing",
-        "label_smoothing",
-        "smoothing",
-        card,
-        SMOOTHING,
-        (0.1, 0.2, 0.4),
-        SELECTED,
-    ) | _values("dropout", "dropout", "rate", card, DROPOUT, (0.3, 0.5, 0.7), SELECTED)
+def _tuned(
+    ce: str, sd_dropout: str, decays: Iterable[str], selected: str, weights: Iterable[float]
+) -> Plan:
+    """A plan that tunes the weight decay for cross-entropy, then one number of each other method.
+
+    Args:
+      ce: card with cross-entropy alone.
+      sd_dropout: card of which SD-Dropout's weight is tuned.
+      decays: values of the weight decay.
+      selected: the decay that the validation split selected for cross-entropy; the others have it, too.
+      weights: values of SD-Dropout's weight.
+    """
+    decay = DECAY.format(selected)
+    return _compared(
+        _values("cross-entropy", "ce", "weight decay", ce, DECAY, decays)
+        | _values(
+            "label smoothing", "label_smoothing", "smoothing", ce, SMOOTHING, (0.1, 0.2, 0.4), decay
+        )
+        | _values("dropout", "dropout", "rate", ce, DROPOUT, (0.3, 0.5, 0.7), decay)
+        | _weights(sd_dropout, weights, decay)
+    )
 
 
 def _task(card: str, baseline: str, figures: Figures, weights: Iterable[float]) -> Plan:
@@ -136,7 +151,7 @@ def _task(card: str, baseline: str, figures: Figures, weights: Iterable[float]) 
     held_out = "--config.dataset.validation=0.1"
     return Plan(
         rows={"ce": Row("", f"{card}:ce", options=(held_out,), method=baseline)}
-        | _values("SD-Dropout", "sd_dropout", "weight", card, WEIGHT, weights, held_out),
+        | _weights(card, weights, held_out),
         figures=figures,
         evaluation=("--checks=accuracy,calibration",),
         baseline=baseline,
@@ -147,7 +162,6 @@ DECAY, WEIGHT = "--config.optimizer.weight_decay={}", "--config.sd_dropout.weigh
 SMOOTHING = "--config.objective={{'name': 'label_smoothing', 'smoothing': {}}}"
 DROPOUT = "--config.objective={{'name': 'dropout_cross_entropy', 'dropout_rate': {}}}"
 DECAYS = ("1e-4", "5e-4", "2e-3")
-SELECTED = DECAY.format("2e-3")  # for cross-entropy
 
 _CIFAR100 = {
     "ce": ("CE", ":ce", "74.8 ± 0.3"),
@@ -204,20 +218,18 @@ PLANS: dict[str, Plan] = {
     ),
     "cifar100-50-fitted": _compared(
         _values("cross-entropy", "ce", "weight decay", f"{SMALL}:ce,fitted", DECAY, DECAYS)
-        | _regularisers(f"{SMALL}:ce,fitted")
-        | _values(
-            "SD-Dropout",
-            "sd_dropout",
-            "weight",
-            f"{SMALL}:sd_dropout,fitted",
-            WEIGHT,
-            (0.02, 0.1, 1.0),
-            SELECTED,
-        )
+        | _weights(f"{SMALL}:sd_dropout,fitted", (0.02, 0.1, 1.0), DECAY.format("2e-3"))
+    ),
+    "cifar100-50-tuned": _tuned(  # goes on from where the search of the decay above ended
+        f"{SMALL}:ce,fitted",
+        f"{SMALL}:sd_dropout,fitted",
+        ("2e-3", "4e-3", "8e-3"),
+        "4e-3",
+        (0.1, 0.3, 1.0),
     ),
     "cub100-paper": _compared(  # the paper's weight decay, 1e-4
         {"ce": Row("", f"{BIRDS}:ce", method="cross-entropy")}
-        | _values("SD-Dropout", "sd_dropout", "weight", BIRDS, WEIGHT, (0.1, 0.3, 1.0))
+        | _weights(BIRDS, (0.1, 0.3, 1.0))
         | {
             "byot": Row("", f"{BIRDS}:byot", method="BYOT"),
             "byot-sd_dropout": Row(
@@ -225,13 +237,7 @@ PLANS: dict[str, Plan] = {
             ),
         }
     ),
-    "cub100-tuned": _compared(
-        _values("cross-entropy", "ce", "weight decay", f"{BIRDS}:ce", DECAY, DECAYS)
-        | _regularisers(f"{BIRDS}:ce")
-        | _values(
-            "SD-Dropout", "sd_dropout", "weight", f"{BIRDS}:ce", WEIGHT, (0.1, 0.3, 1.0), SELECTED
-        )
-    ),
+    "cub100-tuned": _tuned(f"{BIRDS}:ce", f"{BIRDS}:ce", DECAYS, "2e-3", (0.1, 0.3, 1.0)),
     "scenes-maps": _task(
         "configs/segment_scenes.py", "cross-entropy", MAPS_FIGURES, (0.01, 0.1, 1.0)
     ),
