@@ -368,7 +368,8 @@ def test_the_head_is_linear_and_dropout_comes_before_it(network):
     np.testing.assert_array_equal(network.clean[1], network.clean[0])
     features, dropped, _ = network.random
     kept = np.asarray(dropped) != 0
-    np.testing.assert_allclose(dropped, np.where(kept, 2 * features, 0), rtol=1e-6)
+    # XLA may compute the features twice, for each result: after a layer norm they cancel to near zero.
+    np.testing.assert_allclose(dropped, np.where(kept, 2 * features, 0), rtol=1e-6, atol=1e-6)
     assert 0.2 < kept[np.asarray(features) != 0].mean() < 0.8
 
 
