@@ -342,12 +342,17 @@ class Network:
         self.model = tiny(name, inside=0.5, on_features=0.5)
         self.variables = random_variables(self.model, IMAGES)
 
-        @jax.jit
-        def run(images, keys):
-            apply = partial(self.model.apply, self.variables)
-            features = apply(images, dropout_keys=keys, method="features")
+        apply = partial(self.model.apply, self.variables)
+        features_of = jax.jit(partial(apply, method="features"))
+
+        @jax.jit  # apart: in one program XLA may compute the features again, with other roundings
+        def after(features, keys):
             dropped = apply(features, keys, method="drop")
-            return features, dropped, apply(dropped, method="head")
+            return dropped, apply(dropped, method="head")
+
+        def run(images, keys):
+            features = features_of(images, dropout_keys=keys)
+            return features, *after(features, keys)
 
         self.run = run
         self.clean = run(IMAGES, None)
@@ -368,8 +373,7 @@ def test_the_head_is_linear_and_dropout_comes_before_it(network):
     np.testing.assert_array_equal(network.clean[1], network.clean[0])
     features, dropped, _ = network.random
     kept = np.asarray(dropped) != 0
-    # XLA may compute the features twice, for each result: after a layer norm they cancel to near zero.
-    np.testing.assert_allclose(dropped, np.where(kept, 2 * features, 0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(dropped, np.where(kept, 2 * features, 0), rtol=1e-6)
     assert 0.2 < kept[np.asarray(features) != 0].mean() < 0.8
 
 
